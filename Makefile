@@ -1,0 +1,32 @@
+# Everything a fresh machine needs: Python 3.11 or newer, make and a package index.
+.PHONY: demo test lint format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+demo: $(STAMP)  ## make a synthetic corpus, pre-train on it, write demo/report.html
+	$(BIN)/ctal demo --out demo
+
+test: $(STAMP)  ## the invariants, in parallel
+	$(BIN)/python -m pytest -n auto tests
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+# The constraints file keeps an extra from replacing torch by another build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@

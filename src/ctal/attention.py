@@ -1,0 +1,101 @@
+"""Attention over packed utterances: one behind the other, without padding.
+
+Shape suffixes: N query positions and M key positions of all utterances of a batch, H heads, D dimensions a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many positions of a packed tensor belong to each utterance, in order."""
+
+    sizes: Sequence[int]
+    device: torch.device
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(B+1,) int32 on `device`: where each utterance starts, and the end."""
+        return F.pad(torch.tensor(self.sizes, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        return max(self.sizes, default=0)
+
+
+def packed_attention(
+    query_NHD: Tensor,
+    key_MHD: Tensor,
+    value_MHD: Tensor,
+    query_lengths: Lengths,
+    key_lengths: Lengths,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention of each utterance's queries to its own keys.
+
+    Variable-length flash attention on CUDA in half precision (which has no dropout and whose causal mask is a window
+    that ends at the query), else scaled-dot-product attention utterance by utterance, which wastes nothing on padding.
+
+    Args:
+        causal: Queries see keys up to their own position; needs the same lengths for both.
+        dropout: Probability with which an attention weight is dropped.
+
+    Returns:
+        (N, H, D). An utterance may have 0 queries, never 0 keys.
+    """
+    if query_NHD.is_cuda and query_NHD.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+        from torch.nn.attention.varlen import varlen_attn
+
+        attended = varlen_attn(
+            query_NHD,
+            key_MHD,
+            value_MHD,
+            query_lengths.offsets,
+            key_lengths.offsets,
+            query_lengths.longest,
+            key_lengths.longest,
+            window_size=(-1, 0) if causal else (-1, -1),
+        )
+        assert isinstance(attended, Tensor)
+        return attended
+    utterances = zip(
+        query_NHD.split(list(query_lengths.sizes)),
+        key_MHD.split(list(key_lengths.sizes)),
+        value_MHD.split(list(key_lengths.sizes)),
+        strict=True,
+    )
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(
+                query.transpose(0, 1)[None],
+                key.transpose(0, 1)[None],
+                value.transpose(0, 1)[None],
+                is_causal=causal,
+                dropout_p=dropout,
+            )[0].transpose(0, 1)
+            for query, key, value in utterances
+            if len(query)
+        ]
+        or [query_NHD]
+    )
+
+
+def attention_weights(query_NHD: Tensor, key_MHD: Tensor, query_lengths: Lengths, key_lengths: Lengths) -> list[Tensor]:
+    """The softmax weights that `packed_attention` uses inside, one (H, queries, keys) tensor an utterance."""
+    scale = query_NHD.shape[-1] ** -0.5
+    return [
+        torch.einsum("qhd,khd->hqk", query * scale, key).softmax(-1)
+        for query, key in zip(
+            query_NHD.split(list(query_lengths.sizes)), key_MHD.split(list(key_lengths.sizes)), strict=True
+        )
+    ]

@@ -1,0 +1,138 @@
+"""Recordings: bytes of a sound file in, 16 kHz mono samples out.
+
+Numpy only, so that the store and its workers never import torch; the features are in `ctal.features`.
+What libsndfile lets through and would only hurt later (no samples, NaN, a file cut short, absurd rates) is
+refused here, in one line that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import soxr
+
+from ctal.errors import InputError
+
+SAMPLING_RATE = 16_000
+"""Hz; everything behind `load_audio` is at this rate."""
+
+FeatureType = Literal["mel", "fbank"]
+
+HOP_LENGTH: dict[FeatureType, int] = {"mel": 200, "fbank": 160}
+"""Samples at `SAMPLING_RATE` from one frame to the next: 80 frames a second for `mel`, 100 for `fbank`."""
+
+_RATES = (4_000, 384_000)
+_MAX_CHANNELS = 8
+_MAX_PEAK = 2.0**31
+"""Full scale of 32-bit integers kept as floats; beyond it, powers overflow float32."""
+_BLOCK = 1 << 20
+_UNKNOWN_LENGTH = 1 << 62
+"""libsndfile reports about 2⁶³ frames for a streamed FLAC, whose end it then cannot tell from a fault."""
+_STREAMED_WAV = 0x7FFF_F000
+"""Sizes from here on are what sox and ffmpeg write into a WAV header when they cannot seek back to it."""
+
+
+def decode_audio(source: bytes | Path, name: str | None = None) -> tuple[np.ndarray, int]:
+    """Samples of a WAV, FLAC, OGG or MP3 file (or anything else that libsndfile reads), channels averaged.
+
+    `name` is what errors call the recording, by default its path. Returns (num_samples,) float32, full scale ±1,
+    and the file's own sampling rate in Hz. Raises `InputError` for a file that is missing, not audio, damaged,
+    cut short (as far as the format tells: an MP3 without a length and an OGG do not) or without samples, for NaN,
+    infinite or absurdly large samples, and for rates outside 4–384 kHz or more than 8 channels.
+    """
+    if isinstance(source, Path):
+        name = name or str(source)
+        try:
+            source = source.read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"{name}: no such file; check the path") from None
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror}); check the path and its rights") from None
+    name = name or "audio in memory"
+    if not source:
+        raise InputError(f"{name}: the file is empty; fetch it again or leave it out")
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(source)) as file:
+            _check_format(file, name)
+            wave = _read_mono(file)
+            promised = file.frames
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error : ").rstrip(".")
+        raise InputError(
+            f"{name}: not audio, cut short or damaged ({reason}); fetch it again or leave it out"
+        ) from None
+
+    if _is_short_wav(source) or len(wave) < promised:
+        raise InputError(f"{name}: cut short, its header promises more samples than it has; fetch it again")
+    if len(wave) == 0:
+        raise InputError(f"{name}: has no samples; record it again or leave it out")
+    peak = np.abs(wave).max()
+    if not np.isfinite(peak):
+        raise InputError(f"{name}: has NaN or infinite samples; write it again from its source or leave it out")
+    if peak > _MAX_PEAK:
+        raise InputError(f"{name}: has samples as large as {peak:.1e}; scale it to ±1")
+    return wave, file.samplerate
+
+
+def resampled_length(num_samples: int, sampling_rate: int, target: int = SAMPLING_RATE) -> int:
+    """Number of samples after `resample`: the exact ratio, rounded up, as in librosa."""
+    return -(-num_samples * target // sampling_rate)
+
+
+def resample(wave: np.ndarray, sampling_rate: int, target: int = SAMPLING_RATE) -> np.ndarray:
+    """`wave` (num_samples,) at `target` Hz: (`resampled_length`,) float32, by soxr at its HQ setting.
+
+    That is what `librosa.load` does by default and what the authors' features were computed from.
+    """
+    if sampling_rate == target:
+        return wave
+    resampled = soxr.resample(wave, sampling_rate, target, quality="HQ")
+    # soxr rounds to nearest; a last partial sample is kept as a zero, so that the length follows from the index.
+    length = resampled_length(len(wave), sampling_rate, target)
+    return np.pad(resampled[:length], (0, max(0, length - len(resampled))))
+
+
+def load_audio(source: bytes | Path, name: str | None = None) -> np.ndarray:
+    """`decode_audio`, then `resample`: (num_samples,) float32 at `SAMPLING_RATE`. Raises `InputError`."""
+    return resample(*decode_audio(source, name))
+
+
+def num_frames(num_samples: int, feature_type: FeatureType = "mel") -> int:
+    """Feature frames of `num_samples` ≥ 1 samples at `SAMPLING_RATE`; the first frame is centred on sample 0."""
+    return 1 + num_samples // HOP_LENGTH[feature_type]
+
+
+def _check_format(file: soundfile.SoundFile, name: str) -> None:
+    low, high = _RATES
+    if not low <= file.samplerate <= high:
+        raise InputError(f"{name}: a sampling rate of {file.samplerate} Hz, outside {low}–{high}; correct its header")
+    if file.frames >= _UNKNOWN_LENGTH:
+        raise InputError(f"{name}: its header leaves the length open (a streamed FLAC); write it again with its length")
+    if file.channels > _MAX_CHANNELS:
+        raise InputError(f"{name}: {file.channels} channels, more than {_MAX_CHANNELS}; mix it down first")
+
+
+def _read_mono(file: soundfile.SoundFile) -> np.ndarray:
+    """Block by block: a header that promises a terabyte must not be believed before the samples are there."""
+    blocks: list[np.ndarray] = [np.empty(0, np.float32)]
+    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1))
+    return np.concatenate(blocks)
+
+
+def _is_short_wav(data: bytes) -> bool:
+    """Whether a RIFF/WAVE file ends before its data chunk does, which libsndfile hides by correcting the length."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return False
+    position = 12
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        if data[position : position + 4] == b"data":
+            return position + 8 + size > len(data) and size < _STREAMED_WAV
+        position += 8 + size + size % 2  # chunks start at even positions
+    return False

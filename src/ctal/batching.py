@@ -1,0 +1,329 @@
+"""From a store to batches: which utterances form a step, and what a microbatch holds.
+
+A plan is a pure function of the index, the seed and the epoch; a step's utterances depend neither on the number of
+ranks nor on accumulation, which only decide how the step is dealt out. Every random draw of an utterance (crop, masks) is
+seeded by (seed, epoch, utterance id). So any number of workers gives the same data, and resuming is a jump.
+
+Lengths are bucketed, so that the ranks of a step finish together; packing makes unequal lengths otherwise free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from ctal.audio import load_audio
+from ctal.errors import InputError
+from ctal.masking import IGNORED, MaskingConfig, mask_frames, mask_tokens
+from ctal.store import Store, StoredUtterance
+
+SHARDS_A_GROUP = 64
+"""Shards whose utterances are mixed; other groups follow one another, so that remote shards are read once an epoch."""
+
+LENGTH_JITTER = 0.1
+"""Lengths are sorted with this relative noise, so that epochs differ in who meets whom."""
+
+
+def seeded_generator(*parts: object) -> torch.Generator:
+    """A generator whose draws depend on `parts` alone, for example seed, epoch and utterance id."""
+    return torch.Generator().manual_seed(_digest(*parts))
+
+
+def _digest(*parts: object) -> int:
+    """63 bits that depend on `parts` alone, on any machine."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which rows of an index form the steps of an epoch."""
+
+    rows: np.ndarray
+    """The utterances that take part."""
+    frames: np.ndarray
+    """Row → length, cropped as it will be."""
+    shards: np.ndarray
+    """Row → number of the shard that holds it."""
+    batch_frames: int
+    """A step holds at most so many frames; the last of a group up to half as many again, or a single longer one."""
+    seed: int
+
+    def steps(self, epoch: int) -> Iterator[np.ndarray]:
+        """Rows of each step of `epoch`: every row once."""
+        rng = np.random.default_rng([self.seed, epoch])
+        shards = self.shards[self.rows]
+        names = rng.permutation(np.unique(shards))
+        for start in range(0, len(names), SHARDS_A_GROUP):
+            rows = self.rows[np.isin(shards, names[start : start + SHARDS_A_GROUP])]
+            noise = rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, len(rows))
+            steps = self._cut(rows[np.argsort(self.frames[rows] * noise, kind="stable")])
+            for number in rng.permutation(len(steps)):
+                yield steps[number]
+
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Consecutive rows up to `batch_frames`; a rest below half of that joins the step before it."""
+        steps, first, total = [], 0, 0
+        for position, length in enumerate(self.frames[rows].tolist()):
+            if total and total + length > self.batch_frames:
+                steps.append(rows[first:position])
+                first, total = position, 0
+            total += length
+        if steps and total < self.batch_frames / 2:
+            steps[-1] = np.concatenate([steps[-1], rows[first:]])
+        else:
+            steps.append(rows[first:])
+        return steps
+
+
+def deal(rows: np.ndarray, frames: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Deals a step out to `parts` microbatches with nearly equal frames: the longest first, to the emptiest.
+
+    Raises `InputError` where a part would be empty.
+    """
+    if len(rows) < parts:
+        raise InputError(
+            f"a step holds {len(rows)} utterances, too few for {parts} microbatches (processes x accumulation): "
+            "raise batch_frames or lower accumulation"
+        )
+    loads = np.zeros(parts, dtype=np.int64)
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    for row in rows[np.argsort(-frames[rows], kind="stable")].tolist():
+        emptiest = int(np.argmin(loads))
+        dealt[emptiest].append(row)
+        # An empty part must be served before any other, even when utterances without frames exist.
+        loads[emptiest] += max(int(frames[row]), 1)
+    return [np.array(part) for part in dealt]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands in the data."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps of the epoch that are done."""
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """What one forward pass sees: the key by which a worker makes it."""
+
+    epoch: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    after: Position
+    """Where training stands when the step is done."""
+    microbatches: tuple[Microbatch, ...]
+    """This rank's, one an accumulation."""
+
+
+def plan_from(plan: StepPlan, start: Position, *, rank: int, ranks: int, accumulation: int) -> Iterator[PlannedStep]:
+    """This rank's share of every step from `start` on, epoch after epoch, without end."""
+    epoch, done = start.epoch, start.step
+    while True:
+        for number, rows in enumerate(plan.steps(epoch)):
+            if number >= done:
+                parts = deal(rows, plan.frames, ranks * accumulation)[rank::ranks]
+                microbatches = tuple(Microbatch(epoch, tuple(part.tolist())) for part in parts)
+                yield PlannedStep(Position(epoch, number + 1), microbatches)
+        epoch, done = epoch + 1, 0
+
+
+class Corpus:
+    """One or several stores, as one table of utterances. Columns are (rows,) arrays or lists."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = tuple(stores)
+        self._starts = np.cumsum([0] + [len(store) for store in stores])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """Length of each recording, in frames."""
+        return np.concatenate([store.index.frames for store in self.stores])
+
+    @cached_property
+    def shards(self) -> np.ndarray:
+        """Number of the shard that holds each, unique over all stores."""
+        counts = [int(store.index.shards.max(initial=-1)) + 1 for store in self.stores]
+        first = np.cumsum([0, *counts])
+        return np.concatenate([store.index.shards + start for store, start in zip(self.stores, first, strict=False)])
+
+    @cached_property
+    def has_text(self) -> np.ndarray:
+        return np.concatenate([store.index.has_text for store in self.stores])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [name for store in self.stores for name in store.index.ids]
+
+    @cached_property
+    def speakers(self) -> list[str | None]:
+        return [name for store in self.stores for name in store.index.speakers]
+
+    @cached_property
+    def splits(self) -> list[str | None]:
+        return [name for store in self.stores for name in store.index.splits]
+
+    def read(self, row: int) -> StoredUtterance:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.stores[number].read(row - int(self._starts[number]))
+
+    @property
+    def content_hash(self) -> str:
+        """Equal for equal data in the same order."""
+        return hashlib.sha256("".join(store.content_hash for store in self.stores).encode()).hexdigest()
+
+
+class Split(NamedTuple):
+    train: np.ndarray
+    """Rows of a corpus."""
+    validation: np.ndarray
+    rule: str
+    """How they were told apart, in words."""
+
+
+def hold_out(corpus: Corpus, share: float) -> Split:
+    """Rows for training and for validation, which never share a speaker.
+
+    The corpus's own split where it has a validation part (its test part is left alone). Else whole speakers are held
+    out, in an order given by a hash of their names, until `share` of the frames is reached; among those who have
+    transcripts if anyone has, so that untranscribed recordings can join without changing what is held out. Where fewer
+    than two speakers are named, an utterance counts as a speaker. Raises `InputError` for fewer than two utterances.
+    """
+    splits = np.array([name or "train" for name in corpus.splits])
+    if (splits == "validation").any():
+        return Split(
+            np.flatnonzero(splits == "train"), np.flatnonzero(splits == "validation"), "the corpus's own split"
+        )
+    usable = np.flatnonzero(splits == "train")
+    names = [corpus.speakers[row] for row in usable]
+    by_speaker = len({name for name in names if name}) > 1
+    owners = np.array(
+        [
+            name if by_speaker and name else f"utterance {corpus.ids[row]}"
+            for name, row in zip(names, usable, strict=True)
+        ]
+    )
+    if len(set(owners.tolist())) < 2:
+        raise InputError(
+            "one utterance is too few: one is needed for training and one, of another speaker, to validate"
+        )
+    has_text = corpus.has_text[usable]
+    candidates = has_text if has_text.any() and len(set(owners[has_text].tolist())) > 1 else np.ones(len(usable), bool)
+    unique, owner_of = np.unique(owners, return_inverse=True)
+    frames = np.bincount(owner_of, np.where(candidates, corpus.frames[usable], 0), len(unique))
+    order = [number for number in np.argsort([_digest(name) for name in unique]) if frames[number]]
+    before = np.cumsum(frames[order]) - frames[order]
+    held = [number for number, reached in zip(order, before, strict=True) if reached < share * frames.sum()]
+    is_held = np.isin(owner_of, held)
+    unit = "speakers" if by_speaker else "utterances"
+    rule = f"{len(held)} {unit} held out, by a hash of their names ({share:.0%} of the frames)"
+    return Split(usable[~is_held], usable[is_held], rule)
+
+
+class PretrainingDataset(Dataset):
+    """Makes microbatches of masked utterances; lives in the loader's workers.
+
+    `encode` turns a transcript (or None) into token ids with `<s>` and `</s>`; `extract` turns (samples,) at 16 kHz
+    into (T, F) features. Both come from the processor; this module knows neither tokenizers nor models.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        encode: Callable[[str | None], list[int]],
+        extract: Callable[[np.ndarray], Tensor],
+        masking: MaskingConfig,
+        vocab_size: int,
+        mask_id: int,
+        special_ids: int,
+        max_frames: int,
+        seed: int,
+    ) -> None:
+        self.corpus, self.encode, self.extract, self.masking = corpus, encode, extract, masking
+        self.vocab_size, self.mask_id, self.special_ids = vocab_size, mask_id, special_ids
+        self.max_frames, self.seed = max_frames, seed
+
+    def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
+        return collate([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
+
+    def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
+        """One masked utterance: `input_ids` (L,), `labels`, `input_features` (T, F), `feature_labels`,
+        `mask_time_indices` (T,)."""
+        stored = self.corpus.read(row)
+        generator = seeded_generator(self.seed, epoch, stored.id)
+        features = self.extract(load_audio(stored.audio, stored.id))
+        if len(features) > self.max_frames:
+            first = int(torch.randint(len(features) - self.max_frames + 1, (), generator=generator))
+            features = features[first : first + self.max_frames]
+        tokens = mask_tokens(
+            torch.tensor(self.encode(stored.text)),
+            vocab_size=self.vocab_size,
+            mask_id=self.mask_id,
+            special_ids=self.special_ids,
+            ratio=self.masking.text_mask_ratio,
+            generator=generator,
+        )
+        frames = mask_frames(
+            features,
+            ratio=self.masking.audio_mask_ratio,
+            min_span=self.masking.min_span,
+            max_span=self.masking.max_span,
+            short_masking=self.masking.short_masking,
+            generator=generator,
+        )
+        return {
+            "input_ids": tokens.input_ids,
+            "labels": tokens.labels,
+            "input_features": frames.features,
+            "feature_labels": features,
+            "mask_time_indices": frames.is_masked,
+        }
+
+
+_PADDING: Mapping[str, float] = {"input_ids": 1, "labels": IGNORED}
+
+
+def collate(utterances: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Pads utterances on the right to a batch with the arguments of `CtalForPreTraining.forward`."""
+    batch = {
+        name: pad_sequence([each[name] for each in utterances], batch_first=True, padding_value=_PADDING.get(name, 0))
+        for name in utterances[0]
+    }
+    batch["attention_mask"] = _mask([len(each["input_ids"]) for each in utterances])
+    batch["feature_attention_mask"] = _mask([len(each["input_features"]) for each in utterances])
+    return batch
+
+
+def _mask(lengths: Sequence[int]) -> Tensor:
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> Iterator[dict[str, Tensor]]:
+    """The batches of `microbatches`, in order, made by `workers` processes ahead of time (0: in this one)."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=microbatches,  # type: ignore[arg-type]  # an iterator serves; its length is never asked for
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)

@@ -1,0 +1,190 @@
+"""Architecture of CTAL models: everything that travels with the weights.
+
+Sizes follow the paper (section 4.1): text + audio layers are 3+3 (tiny), 6+6 (base), 12+12 (large). `mini` and `nano`
+are ours, for laptops and for tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from ctal.errors import InputError, did_you_mean
+
+_INHERITED = frozenset(
+    ["name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels", "attn_implementation"]
+    + ["output_attentions", "experts_implementation", "model_type"]
+)
+"""Keyword arguments that transformers itself passes to a configuration beside its declared fields."""
+
+
+class _CheckedConfig(PreTrainedConfig):
+    """Refuses unknown fields, which transformers would accept silently, and so hides misspelt ones."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {name for name in self.__dataclass_fields__ if not name.startswith("_")}
+        for name in kwargs:
+            if name not in known and name not in _INHERITED:
+                raise InputError(f"{type(self).__name__} has no field '{name}'{did_you_mean(name, known)}")
+        super().__post_init__(**kwargs)
+
+
+class _EncoderConfig(_CheckedConfig):
+    hidden_size: int = 768
+    """Width of every layer; the same in both encoders."""
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    """Width of the feed-forward layer."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout after embeddings, attention and feed-forward layers, in training."""
+    attention_probs_dropout_prob: float = 0.0
+    """Dropout of attention weights, in training. The paper has 0.1; other values than 0 are slower."""
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+
+
+class CtalTextConfig(_EncoderConfig):
+    """The text encoder: RoBERTa."""
+
+    model_type = "ctal_text"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30_000
+    max_position_embeddings: int = 512
+    """Learned positions; they start behind `pad_token_id`, so 512 serve 510 tokens."""
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    unk_token_id: int = 3
+    mask_token_id: int = 4
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens, `<s>` and `</s>` included."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+
+class CtalAudioConfig(_EncoderConfig):
+    """The audio encoder: self-attention over frames, cross-attention to the last text state."""
+
+    model_type = "ctal_audio"
+    base_config_key = "audio_config"
+
+    feature_size: int = 160
+    """Dimensions of a frame."""
+    max_position_embeddings: int = 3000
+    """Learned positions, one a step of `frame_stack` frames."""
+    frame_stack: int = 1
+    """Neighbouring frames that are joined before the first linear layer: 1, 2 or 4."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.frame_stack not in (1, 2, 4):
+            raise InputError(f"frame_stack must be 1, 2 or 4, not {self.frame_stack}")
+
+    @property
+    def max_frames(self) -> int:
+        """Longest audio in frames."""
+        return self.max_position_embeddings * self.frame_stack
+
+
+class CtalConfig(_CheckedConfig):
+    """A CTAL model: a text encoder and an audio encoder that sees its last state."""
+
+    model_type = "ctal"
+    sub_configs_defaults = {  # noqa: RUF012
+        "text_config": SubConfigSpec(CtalTextConfig),
+        "audio_config": SubConfigSpec(CtalAudioConfig),
+    }
+    keys_to_ignore_at_inference = ["text_hidden_state", "audio_hidden_state", "cross_attentions"]  # noqa: RUF012
+
+    text_config: dict | CtalTextConfig | None = None
+    audio_config: dict | CtalAudioConfig | None = None
+    audio_is_causal: bool = False
+    """A frame sees itself and earlier frames only. The authors' code does this by accident (docs/parity.md)."""
+    tie_word_embeddings: bool = True
+    """The MLM decoder shares the word embeddings' weights; transformers reads it from the top level only."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.text.hidden_size != self.audio.hidden_size:
+            raise InputError(
+                f"hidden_size differs: {self.text.hidden_size} in text_config, {self.audio.hidden_size} in audio_config"
+            )
+
+    @property
+    def text(self) -> CtalTextConfig:
+        """`text_config`, typed."""
+        assert isinstance(self.text_config, CtalTextConfig)
+        return self.text_config
+
+    @property
+    def audio(self) -> CtalAudioConfig:
+        """`audio_config`, typed."""
+        assert isinstance(self.audio_config, CtalAudioConfig)
+        return self.audio_config
+
+    @property
+    def hidden_size(self) -> int:
+        return self.text.hidden_size
+
+    @classmethod
+    def of_size(cls, size: str, **overrides: Any) -> CtalConfig:
+        """The configuration called `size` (see `SIZES`), with fields replaced.
+
+        An override is a field of `CtalConfig`, of one encoder, or of both, for example `vocab_size=300`,
+        `frame_stack=2` or `hidden_dropout_prob=0`. Raises `InputError` for an unknown size or field.
+        """
+        if size not in SIZES:
+            raise InputError(f"unknown size '{size}'{did_you_mean(size, SIZES)}: choose from {', '.join(SIZES)}")
+        text, audio, top = dict(SIZES[size]), dict(SIZES[size]), {}
+        for name, value in overrides.items():
+            owners = [
+                target
+                for target, kind in ((text, CtalTextConfig), (audio, CtalAudioConfig), (top, cls))
+                if name in kind.__annotations__ or (kind is not cls and name in _EncoderConfig.__annotations__)
+            ]
+            if not owners:
+                raise InputError(f"no model field '{name}'{did_you_mean(name, architecture_fields())}")
+            for target in owners:
+                target[name] = value
+        return cls(text_config=text, audio_config=audio, **top)
+
+
+def _size(layers: int, hidden: int, heads: int, ffn: int) -> dict[str, int]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": ffn,
+    }
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "nano": _size(2, 64, 2, 128),
+    "mini": _size(3, 256, 4, 1024),
+    "tiny": _size(3, 768, 12, 3072),
+    "base": _size(6, 768, 12, 3072),
+    "large": _size(12, 768, 12, 3072),
+}
+"""Name → fields that both encoders share."""
+
+
+def architecture_fields() -> tuple[str, ...]:
+    """Names that `CtalConfig.of_size` accepts as overrides."""
+    kinds = (_EncoderConfig, CtalTextConfig, CtalAudioConfig, CtalConfig)
+    return tuple(name for kind in kinds for name in kind.__annotations__ if not name.endswith("_config"))
+
+
+AutoConfig.register("ctal", CtalConfig)

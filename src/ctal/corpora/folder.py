@@ -1,0 +1,89 @@
+"""Any folder of recordings, with a transcript in a same-named `.txt` file beside each, or none.
+
+Speakers, splits and labels are not guessed from names or sub-folders: a manifest states them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctal.corpora import Corpus, Utterance
+from ctal.errors import InputError
+
+_READABLE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"}
+_READABLE |= {".rf64", ".w64", ".sph", ".nist"}
+_UNREADABLE = {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka"}
+"""Recordings too, though libsndfile does not read them: the store quarantines them, so that nobody misses them."""
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(root: Path) -> Iterator[Utterance]:
+    """Recordings below `root` in the order of their paths; an id is the path below `root` without its suffix.
+
+    A `.txt` without a recording is yielded as the recording `NAME.*`, for the store to quarantine. Other files are
+    counted in a warning. Raises `InputError` if `root` is missing or has no recording, or a transcript is not UTF-8.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; name a folder of recordings (WAV, FLAC, OGG, MP3, …)")
+    recordings: list[Path] = []
+    texts: set[Path] = set()
+    ignored: Counter[str] = Counter()
+    for path in _files(root):
+        suffix = path.suffix.lower()
+        hidden = path.name.startswith(".")  # such as the ._x.wav that macOS leaves on other file systems
+        if suffix in _READABLE | _UNREADABLE and not hidden:
+            recordings.append(path)
+        elif suffix == ".txt" and not hidden:
+            texts.add(path)
+        else:
+            ignored["hidden" if hidden else suffix or "no suffix"] += 1
+    if not recordings:
+        raise InputError(f"{root}: no recording in it (WAV, FLAC, OGG, MP3, …); name the folder that holds them")
+    if ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common())
+        logger.warning("%s: left out %d files that are not recordings (%s)", root, ignored.total(), kinds)
+
+    transcripts = {path.with_suffix(""): path for path in texts}
+    stems = {audio.with_suffix("") for audio in recordings}
+    alone = [stem.with_name(stem.name + ".*") for stem in transcripts.keys() - stems]
+    for audio in sorted(recordings + alone):
+        stem = audio.with_suffix("")
+        text = _read(transcripts[stem]) if stem in transcripts else None
+        yield Utterance(stem.relative_to(root).as_posix(), audio, text=text)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """All files below `root`, through links to folders too, though into no folder twice."""
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        yield from (Path(folder, name) for name in names)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its rights") from None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8-sig").strip() or None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save the transcript as UTF-8") from None
+
+
+CORPUS = Corpus(
+    name="folder",
+    help="ROOT: a folder of recordings of any kind (WAV, FLAC, OGG, MP3, …), at any depth; the transcript of x.wav "
+    "is x.txt beside it, or missing.",
+    prepare=prepare,
+)

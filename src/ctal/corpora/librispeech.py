@@ -1,0 +1,76 @@
+"""LibriSpeech (V. Panayotov et al., ICASSP 2015) as its archives unpack: SUBSET/SPEAKER/CHAPTER/ID.flac.
+
+Transcripts stand in SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, one `ID TEXT` a line. Subsets prescribe no
+split here: which speakers are held out is decided where training starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctal.corpora import Corpus, Utterance
+from ctal.errors import InputError
+
+_SUFFIXES = (".flac", ".wav")
+
+
+def prepare(root: Path) -> Iterator[Utterance]:
+    """Utterances of every subset below `root`, or of the subset `root` itself, by subset, speaker, chapter and id.
+
+    A recording without a line in the transcripts has text None; a line without a recording is yielded too, for
+    the store to quarantine. Raises `InputError` if `root` is missing or has no chapter.
+    """
+    if not root.is_dir():
+        raise InputError(
+            f"{root}: no such folder; name the one that holds train-clean-100, dev-clean … or one of these"
+        )
+    subsets = [root] if _numbered(root) else _folders(root)
+    chapters = [chapter for subset in subsets for speaker in _numbered(subset) for chapter in _numbered(speaker)]
+    if not chapters:
+        raise InputError(
+            f"{root}: no SPEAKER/CHAPTER folders as in LibriSpeech; name the folder that holds train-clean-100, "
+            "dev-clean … or one of these, or use `ctal prepare folder` for recordings in any order"
+        )
+    for chapter in chapters:
+        yield from _utterances(chapter)
+
+
+def _utterances(chapter: Path) -> Iterator[Utterance]:
+    speaker = chapter.parent.name
+    transcripts = _transcripts(chapter)
+    recordings = sorted(path for path in chapter.iterdir() if path.suffix.lower() in _SUFFIXES)
+    for audio in recordings:
+        yield Utterance(audio.stem, audio, text=transcripts.get(audio.stem), speaker=speaker)
+    for id in sorted(transcripts.keys() - {audio.stem for audio in recordings}):
+        yield Utterance(id, chapter / f"{id}.flac", text=transcripts[id], speaker=speaker)
+
+
+def _transcripts(chapter: Path) -> dict[str, str | None]:
+    texts: dict[str, str | None] = {}
+    for path in sorted(chapter.glob("*.trans.txt")):
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: not UTF-8 text; unpack it again") from None
+        for line in filter(str.strip, lines):
+            id, _, text = line.strip().partition(" ")
+            texts[id] = text.strip() or None
+    return texts
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir())
+
+
+def _numbered(parent: Path) -> list[Path]:
+    """Folders named by a number, as those of speakers and chapters are."""
+    return [path for path in _folders(parent) if path.name.isdecimal()]
+
+
+CORPUS = Corpus(
+    name="librispeech",
+    help="ROOT: an unpacked LibriSpeech folder (holding train-clean-100, dev-clean, …) or one subset of it. "
+    "From https://www.openslr.org/12 (CC BY 4.0).",
+    prepare=prepare,
+)

@@ -1,0 +1,174 @@
+"""A table of recordings: CSV, TSV or JSON lines, with `audio` and whatever else is known.
+
+Columns: `audio` (a path, relative to the manifest or absolute) and optionally `id`, `text`, `speaker`, `split`
+(train, validation or test), the labels `emotion` and `sentiment` (a number), and `labels`, an object of further ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ctal.corpora import Corpus, Utterance
+from ctal.errors import InputError, did_you_mean
+
+_COLUMNS = ("audio", "id", "text", "speaker", "split", "labels", "emotion", "sentiment")
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+_SPLITS |= {"dev": "validation", "test": "test"}
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(manifest: Path) -> Iterator[Utterance]:
+    """The lines of the manifest in their order; without `id`, the path as written, less its suffix, is the id.
+
+    A recording that is missing or broken is left to the store to quarantine; a line that cannot be understood is an
+    `InputError` naming it, as are a missing file, a missing `audio` column and a manifest without lines.
+    """
+    if not manifest.is_file():
+        raise InputError(f"{manifest}: no such file; name a manifest (.csv, .tsv or .jsonl)")
+    suffix = manifest.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        lines = _json_lines(manifest)
+    elif suffix in (".csv", ".tsv"):
+        lines = _csv_lines(manifest, "," if suffix == ".csv" else "\t")
+    else:
+        raise InputError(f"{manifest}: what kind of manifest is this? Its name must end in .csv, .tsv or .jsonl")
+    unused: dict[str, None] = {}
+    empty = True
+    try:
+        for where, line in lines:
+            empty = False
+            unused |= dict.fromkeys(line.keys() - set(_COLUMNS))
+            yield _utterance(manifest.parent, line, where)
+    except UnicodeDecodeError:
+        raise InputError(f"{manifest}: not UTF-8 text; save it as UTF-8") from None
+    if empty:
+        raise InputError(f"{manifest}: has no recordings; add a line for each, with `audio`")
+    if unused:
+        names = ", ".join(sorted(unused))
+        logger.warning("%s: columns that are not used: %s (used are: %s)", manifest, names, ", ".join(_COLUMNS))
+
+
+def _csv_lines(manifest: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for error messages, columns) of each line."""
+    with manifest.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] = []
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            _check_columns(header, f"{manifest}")
+            for cells in reader:
+                where = f"{manifest}, line {reader.line_num}"
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise InputError(
+                        f"{where}: {len(cells)} fields where the first line has {len(header)}; "
+                        "put text that holds a comma, a tab or a quote in double quotes"
+                    )
+                yield where, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise InputError(f"{manifest}, line {reader.line_num}: not CSV ({error}); mend its quotes") from None
+
+
+def _json_lines(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with manifest.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{manifest}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: not JSON ({error.msg}); write one object a line") from None
+            if not isinstance(value, dict):
+                raise InputError(f'{where}: not an object; write one a line, such as {{"audio": "a.wav"}}')
+            _check_columns(list(value), where)
+            yield where, value
+
+
+def _check_columns(names: list[str], where: str) -> None:
+    if "audio" not in names:
+        found = ", ".join(names) or "none"
+        raise InputError(
+            f"{where}: no column 'audio'{did_you_mean('audio', names)}; rename the one that holds the paths of the "
+            f"recordings (columns found: {found})"
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{where}: column '{twice[0]}' stands there twice; keep one")
+
+
+def _utterance(folder: Path, line: Mapping[str, Any], where: str) -> Utterance:
+    audio = _text(line, "audio", where)
+    if audio is None:
+        raise InputError(f"{where}: 'audio' is empty; name the recording or delete the line")
+    split = _text(line, "split", where)
+    if split is not None and split not in _SPLITS:
+        raise InputError(f"{where}: split '{split}'{did_you_mean(split, _SPLITS)}; use train, validation or test")
+    return Utterance(
+        id=_text(line, "id", where) or _id(audio, folder),
+        audio=folder / audio,
+        text=_text(line, "text", where),
+        speaker=_text(line, "speaker", where),
+        split=_SPLITS[split] if split else None,
+        labels=_labels(line, where),
+    )
+
+
+def _id(audio: str, folder: Path) -> str:
+    """The path without its suffix, below the manifest's folder where it lies there, so that both can move."""
+    path = Path(audio)
+    if path.is_absolute() and path.is_relative_to(folder.absolute()):
+        path = path.relative_to(folder.absolute())
+    return path.with_suffix("").as_posix()
+
+
+def _text(line: Mapping[str, Any], column: str, where: str) -> str | None:
+    value = line.get(column)
+    if value is None:
+        return None
+    if isinstance(value, bool | list | dict | float):
+        raise InputError(f"{where}: '{column}' must be text, not {json.dumps(value)}")
+    return str(value).strip() or None
+
+
+def _labels(line: Mapping[str, Any], where: str) -> dict[str, str | float]:
+    given = line.get("labels") or {}
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError:
+            given = None
+    if not isinstance(given, dict):
+        raise InputError(f"""{where}: 'labels' must be an object, such as {{"emotion": "angry"}}""")
+    columns = {name: line[name] for name in ("emotion", "sentiment") if line.get(name) not in (None, "")}
+    return {name: _label(name, value, where) for name, value in (given | columns).items()}
+
+
+def _label(name: str, value: object, where: str) -> str | float:
+    if name == "sentiment" and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise InputError(f"{where}: sentiment '{value}' is not a number") from None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{where}: label '{name}' must be text or a number")
+    if isinstance(value, str):
+        return value.strip()
+    if not math.isfinite(value):
+        raise InputError(f"{where}: label '{name}' is {value}, not a finite number; leave it empty if it is unknown")
+    return value
+
+
+CORPUS = Corpus(
+    name="manifest",
+    help="FILE: a .csv, .tsv or .jsonl with `audio` (paths, relative to the file or absolute) and optionally `id`, "
+    "`text`, `speaker`, `split`, `emotion`, `sentiment`, `labels` for each recording.",
+    prepare=prepare,
+)

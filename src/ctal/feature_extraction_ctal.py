@@ -1,0 +1,142 @@
+"""`CtalFeatureExtractor`: recordings to acoustic features, the way transformers does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
+
+from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, num_frames, resample
+from ctal.configuration_ctal import CtalConfig
+from ctal.errors import InputError, did_you_mean
+from ctal.features import DeltaOrder, extract_features, extract_features_batch, feature_size
+
+Wave = np.ndarray | Tensor | Sequence[float]
+"""One recording, mono, floating point, full scale ±1."""
+
+Padding = Literal[True, False, "longest"]
+"""transformers' names; without padding only a batch of equal lengths fits into a tensor."""
+
+_DERIVED = ("feature_size", "sampling_rate", "padding_value", "padding_side", "return_attention_mask")
+"""Attributes of every `SequenceFeatureExtractor` that follow from ours, so that they are not saved."""
+_BOOKKEEPING = ("feature_extractor_type", "processor_class", "auto_map")
+"""What transformers adds to a saved feature extractor."""
+
+
+class CtalFeatureExtractor(SequenceFeatureExtractor):
+    """Log-mel features with deltas, normalised per utterance, at 80 (`mel`) or 100 (`fbank`) frames a second.
+
+    Raises `InputError` for an unknown field or a value that it cannot have.
+    """
+
+    model_input_names = ["input_features", "feature_attention_mask"]  # noqa: RUF012 (as in the base class)
+
+    def __init__(
+        self,
+        feature_type: FeatureType = "mel",
+        delta_order: DeltaOrder = 1,
+        cmvn: bool = True,
+        max_frames: int = 3000,
+        **kwargs: Any,
+    ) -> None:
+        """`max_frames` is what the model has positions for; longer recordings are refused or, if asked, truncated."""
+        fields = ("feature_type", "delta_order", "cmvn", "max_frames")
+        for name in kwargs:
+            if name not in _BOOKKEEPING:
+                raise InputError(f"{type(self).__name__} has no field '{name}'{did_you_mean(name, fields)}")
+        if feature_type not in get_args(FeatureType):
+            raise InputError(f"feature_type is '{feature_type}'; choose from {', '.join(get_args(FeatureType))}")
+        if delta_order not in get_args(DeltaOrder):
+            raise InputError(f"delta_order is {delta_order}; choose from 0, 1, 2")
+        if max_frames < 1:
+            raise InputError(f"max_frames is {max_frames}; it must be at least 1")
+        super().__init__(feature_size(delta_order), SAMPLING_RATE, padding_value=0.0, **kwargs)
+        self.feature_type: FeatureType = feature_type
+        self.delta_order: DeltaOrder = delta_order
+        self.cmvn = cmvn
+        self.max_frames = max_frames
+
+    def __call__(
+        self,
+        audio: Wave | Sequence[Wave],
+        sampling_rate: int | None = None,
+        padding: Padding = True,
+        truncation: bool = False,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Features of one recording or of a list of them, on the device where tensors lie.
+
+        Returns `input_features` (B, T, `feature_size`) float32, 0 behind the last frame of each, and
+        `feature_attention_mask` (B, T) int64. Resamples from `sampling_rate` (Hz, of all). Raises `InputError` when
+        that is not given, for recordings longer than `max_frames` unless `truncation` cuts them, for unequal lengths
+        without `padding`, and for what is not one channel of finite floating-point samples.
+        """
+        if sampling_rate is None:
+            raise InputError(f"sampling_rate is not given; pass that of the audio, for example {SAMPLING_RATE}")
+        check_padding(padding)
+        recordings = list(audio) if _is_batch(audio) else [audio]
+        if not recordings:
+            raise InputError("audio is an empty list; pass at least one recording")
+        waves = [self._wave(each, sampling_rate, f"audio[{i}]", truncation) for i, each in enumerate(recordings)]
+        features_BTD, lengths_B = extract_features_batch(
+            waves, feature_type=self.feature_type, delta_order=self.delta_order, cmvn=self.cmvn
+        )
+        mask_BT = torch.arange(features_BTD.shape[1], device=lengths_B.device) < lengths_B[:, None]
+        if not padding and not mask_BT.all():
+            raise InputError("recordings of different lengths do not fit into one tensor; pass padding=True")
+        return BatchFeature(
+            {"input_features": features_BTD, "feature_attention_mask": mask_BT.long()}, tensor_type=return_tensors
+        )
+
+    def features(self, wave: np.ndarray) -> Tensor:
+        """Features (T, `feature_size`) float32 of one utterance (num_samples ≥ 1,) at 16 kHz, however long.
+
+        For training data, whose lengths are planned beforehand and whose waves were checked when they were decoded.
+        """
+        return extract_features(
+            torch.from_numpy(wave), feature_type=self.feature_type, delta_order=self.delta_order, cmvn=self.cmvn
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the constructor and the class."""
+        return {name: value for name, value in super().to_dict().items() if name not in _DERIVED}
+
+    def _wave(self, recording: Any, sampling_rate: int, name: str, truncation: bool) -> Tensor:
+        """One checked wave (num_samples,) float32 at 16 kHz, of at most `max_frames`."""
+        wave = recording if isinstance(recording, Tensor) else torch.from_numpy(np.array(recording))
+        if wave.ndim != 1 or len(wave) == 0:
+            raise InputError(f"{name} has shape {tuple(wave.shape)}; pass one channel, (samples,), of at least one")
+        if not wave.is_floating_point():
+            raise InputError(f"{name} has {wave.dtype} samples; pass floating point, scaled to ±1")
+        if not wave.isfinite().all():
+            raise InputError(f"{name} has NaN or infinite samples; leave it out")
+        if sampling_rate != SAMPLING_RATE:
+            resampled = resample(wave.detach().cpu().numpy(), sampling_rate)
+            wave = torch.from_numpy(resampled).to(wave.device)
+        if num_frames(len(wave), self.feature_type) > self.max_frames:
+            hop = HOP_LENGTH[self.feature_type]
+            if not truncation:
+                raise InputError(
+                    f"{name} is {len(wave) / SAMPLING_RATE:.1f} s long, more than {self.max_frames} frames "
+                    f"({self.max_frames * hop / SAMPLING_RATE:.1f} s); split it or pass truncation=True"
+                )
+            wave = wave[: self.max_frames * hop - 1]
+        return wave.float()
+
+
+def check_padding(padding: Padding) -> None:
+    """Raises `InputError` for another of transformers' ways to pad, which would give another shape than asked for."""
+    if padding not in get_args(Padding):
+        raise InputError(f"padding is {padding!r}; pass True, to the longest of the batch, or False")
+
+
+def _is_batch(audio: Any) -> bool:
+    """Whether it is a sequence of recordings; an array is always one recording, a list of numbers too."""
+    return isinstance(audio, (list, tuple)) and not (audio and np.isscalar(audio[0]))
+
+
+AutoFeatureExtractor.register(CtalConfig, CtalFeatureExtractor, exist_ok=True)

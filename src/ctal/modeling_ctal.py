@@ -1,0 +1,539 @@
+"""The CTAL model: a RoBERTa text encoder, and an audio encoder that attends to the text.
+
+Source: Li et al., "CTAL: Pre-training Cross-modal Transformer for Audio-and-Language Representations", EMNLP 2021,
+section 3.1 (encoders) and 3.2–3.3 (heads).
+
+Inside the model the utterances of a batch stand one behind the other, without padding: padding is removed on the way in
+and put back only in outputs that a caller gets. Query, key and value are one matrix product. Where only the losses are
+wanted, the last audio layer computes queries and feed-forward for the masked frames alone, and the heads run on masked
+positions alone; at base size this is 2.2 times as fast as the same maths on padded batches (benchmarks).
+
+Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S selected
+ones of those; D hidden size, F dimensions of a frame, V vocabulary. With `frame_stack` k a position of the audio encoder
+stands for k frames, and there are ceil(T/k) of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForPreTraining, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from ctal.attention import Lengths, attention_weights, packed_attention
+from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
+from ctal.errors import InputError
+from ctal.masking import IGNORED
+
+
+@dataclass
+class CtalModelOutput(ModelOutput):
+    """Last states of both encoders."""
+
+    text_hidden_state: Tensor | None = None
+    """(B, L, D); zero at padding."""
+    audio_hidden_state: Tensor | None = None
+    """(B, ceil(T / frame_stack), D); zero at padding; None without audio."""
+    cross_attentions: tuple[Tensor, ...] | None = None
+    """With `output_attentions`: a layer each, (B, heads, ceil(T / frame_stack), L); zero at padding."""
+
+
+@dataclass
+class CtalForPreTrainingOutput(ModelOutput):
+    """Losses, and without labels or with `output_hidden_states=True` everything else."""
+
+    loss: Tensor | None = None
+    """`text_loss + audio_loss` (paper, section 3.4)."""
+    text_loss: Tensor | None = None
+    """Cross-entropy in nats, a masked token."""
+    audio_loss: Tensor | None = None
+    """L1, a dimension of a masked frame."""
+    logits: Tensor | None = None
+    """(B, L, V)."""
+    reconstruction: Tensor | None = None
+    """(B, T, F)."""
+    text_hidden_state: Tensor | None = None
+    audio_hidden_state: Tensor | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Utterances one behind the other."""
+
+    values: Tensor
+    """(N, …)."""
+    lengths: Lengths
+    index: Tensor
+    """(N,) place of each position in the flattened padded batch."""
+    shape: torch.Size
+    """(B, longest) of the padded batch."""
+
+    def with_values(self, values: Tensor) -> Packed:
+        return replace(self, values=values)
+
+    def padded(self) -> Tensor:
+        """(B, longest, …), zero at padding."""
+        flat = self.values.new_zeros(self.shape.numel(), *self.values.shape[1:])
+        return flat.index_copy(0, self.index, self.values).view(*self.shape, *self.values.shape[1:])
+
+
+def pack(values: Tensor, mask: Tensor) -> Packed:
+    """Removes the padding of (B, longest, …) `values`, where the (B, longest) `mask` is 0."""
+    sizes = mask.sum(1).tolist()
+    # A copy from the host, so that no further synchronisation with the device is needed to learn the positions.
+    positions = torch.arange(mask.shape[1])
+    index = torch.cat([row * mask.shape[1] + positions[:size] for row, size in enumerate(sizes)]).to(mask.device)
+    return Packed(values.flatten(0, 1).index_select(0, index), Lengths(sizes, mask.device), index, mask.shape)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, post-norm."""
+
+    def __init__(self, config: CtalTextConfig | CtalAudioConfig, causal: bool = False) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.causal = causal
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = Residual(config.hidden_size, config)
+
+    def forward(self, states_ND: Tensor, lengths: Lengths, selected: Selection | None = None) -> Tensor:
+        """(N, D) → (N, D), or with `selected` queries → (S, D)."""
+        dropout = self.attention_dropout if self.training else 0.0
+        # A causal query among selected ones no longer stands at its own position, so all are computed.
+        if selected is None or self.causal:
+            query, key, value = self._heads(self.query_key_value(states_ND), 3)
+            attended = packed_attention(query, key, value, lengths, lengths, causal=self.causal, dropout=dropout)
+            if selected is None:
+                return self.output(attended.flatten(1), states_ND)
+            attended = attended.index_select(0, selected.index)
+        else:
+            weight, bias, width = self.query_key_value.weight, self.query_key_value.bias, states_ND.shape[1]
+            key, value = self._heads(F.linear(states_ND, weight[width:], bias[width:]), 2)
+            states_SD = states_ND.index_select(0, selected.index)
+            (query,) = self._heads(F.linear(states_SD, weight[:width], bias[:width]), 1)
+            attended = packed_attention(query, key, value, selected.lengths, lengths, dropout=dropout)
+        return self.output(attended.flatten(1), states_ND.index_select(0, selected.index))
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return projected.view(len(projected), parts, self.heads, -1).unbind(1)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from frames to the last text state, post-norm."""
+
+    def __init__(self, config: CtalAudioConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.output = Residual(config.hidden_size, config)
+
+    def forward(
+        self, states_ND: Tensor, lengths: Lengths, text: Packed, weights: list[list[Tensor]] | None = None
+    ) -> Tensor:
+        """(N, D) → (N, D); appends each utterance's attention weights to `weights` where a list is given."""
+        query = self.query(states_ND).view(len(states_ND), self.heads, -1)
+        key, value = self.key_value(text.values).view(len(text.values), 2, self.heads, -1).unbind(1)
+        dropout = self.attention_dropout if self.training else 0.0
+        if weights is not None:
+            weights.append(attention_weights(query, key, lengths, text.lengths))
+        attended = packed_attention(query, key, value, lengths, text.lengths, dropout=dropout)
+        return self.output(attended.flatten(1), states_ND)
+
+
+class Residual(nn.Module):
+    """LayerNorm(x + Dropout(Linear(y))), which ends every sub-layer."""
+
+    def __init__(self, width: int, config: CtalTextConfig | CtalAudioConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, update: Tensor, states: Tensor) -> Tensor:
+        return self.norm(states + self.dropout(self.dense(update)))
+
+
+class FeedForward(nn.Module):
+    """Linear → GELU → linear, post-norm."""
+
+    def __init__(self, config: CtalTextConfig | CtalAudioConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = Residual(config.intermediate_size, config)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.output(F.gelu(self.dense(states)), states)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Positions of a packed tensor that are wanted."""
+
+    index: Tensor
+    """(S,)."""
+    lengths: Lengths
+    """How many of them belong to each utterance."""
+
+
+class TextLayer(nn.Module):
+    def __init__(self, config: CtalTextConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, states_ND: Tensor, lengths: Lengths) -> Tensor:
+        return self.feed_forward(self.attention(states_ND, lengths))
+
+
+class AudioLayer(nn.Module):
+    def __init__(self, config: CtalAudioConfig, causal: bool) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config, causal)
+        self.cross_attention = CrossAttention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        states_ND: Tensor,
+        lengths: Lengths,
+        text: Packed,
+        selected: Selection | None = None,
+        weights: list[list[Tensor]] | None = None,
+    ) -> Tensor:
+        states = self.attention(states_ND, lengths, selected)
+        states = self.cross_attention(states, selected.lengths if selected else lengths, text, weights)
+        return self.feed_forward(states)
+
+
+class TextEncoder(nn.Module):
+    """RoBERTa (Liu et al., 2019)."""
+
+    def __init__(self, config: CtalTextConfig) -> None:
+        super().__init__()
+        self.first_position = config.pad_token_id + 1
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, tokens: Packed) -> Packed:
+        """(N,) ids → (N, D) states."""
+        positions_N = tokens.index % tokens.shape[1] + self.first_position
+        embedded = self.word_embeddings(tokens.values) + self.token_type_embedding
+        states_ND = self.dropout(self.norm(embedded + self.position_embeddings(positions_N)))
+        for layer in self.layers:
+            states_ND = layer(states_ND, tokens.lengths)
+        return tokens.with_values(states_ND)
+
+
+class AudioEncoder(nn.Module):
+    """Frames, attending to each other and to the last state of the text."""
+
+    def __init__(self, config: CtalAudioConfig, causal: bool) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.feature_size * config.frame_stack, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(AudioLayer(config, causal) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        frames: Packed,
+        text: Packed,
+        selected: Selection | None = None,
+        weights: list[list[Tensor]] | None = None,
+    ) -> Tensor:
+        """(N, F·frame_stack) → (N, D) states, or with `selected` positions → (S, D)."""
+        embedded = self.dense(frames.values) + self.token_type_embedding
+        positions_N = frames.index % frames.shape[1]
+        states_ND = self.dropout(self.norm(embedded + self.position_embeddings(positions_N)))
+        for layer in self.layers:
+            last = layer is self.layers[-1]
+            states_ND = layer(states_ND, frames.lengths, text, selected if last else None, weights)
+        return states_ND
+
+
+class PredictionHead(nn.Module):
+    """Dense → GELU → LayerNorm, then a linear decoder."""
+
+    def __init__(self, config: CtalTextConfig | CtalAudioConfig, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, outputs)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.decoder(self.norm(F.gelu(self.dense(states))))
+
+
+class CtalPreTrainedModel(PreTrainedModel):
+    """Initialisation and the interface of transformers' models."""
+
+    config_class = CtalConfig
+    config: CtalConfig
+    base_model_prefix = "ctal"
+    main_input_name = "input_features"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights with `initializer_range` (RoBERTa), zero biases, identity norms."""
+        std = self.config.text.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, TextEncoder | AudioEncoder):
+            nn.init.normal_(module.token_type_embedding, std=std)
+
+
+class CtalModel(CtalPreTrainedModel):
+    """Both encoders, without a head."""
+
+    def __init__(self, config: CtalConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = TextEncoder(config.text)
+        self.audio_encoder = AudioEncoder(config.audio, config.audio_is_causal)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        **_: Any,
+    ) -> CtalModelOutput:
+        """Encodes a batch of utterances.
+
+        Args:
+            input_ids: (B, L) token ids, `<s>` … `</s>`. None stands for an empty transcript, `<s></s>`.
+            attention_mask: (B, L), 1 at tokens, 0 at padding, which is on the right. None: no padding.
+            input_features: (B, T, F) normalised features. None: the audio encoder is not run.
+            feature_attention_mask: (B, T), likewise.
+            output_attentions: Also return what each frame attends to in the text.
+
+        Raises:
+            InputError: A shape, length or missing input that the model cannot take.
+        """
+        text, frames = self.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+        text = self.text_encoder(text)
+        if frames is None:
+            return CtalModelOutput(text_hidden_state=text.padded())
+        weights: list[list[Tensor]] | None = [] if output_attentions else None
+        audio = frames.with_values(self.audio_encoder(frames, text, weights=weights))
+        return CtalModelOutput(
+            text_hidden_state=text.padded(),
+            audio_hidden_state=audio.padded(),
+            cross_attentions=_padded_weights(weights, audio, text) if weights is not None else None,
+        )
+
+    def pack_inputs(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        input_features: Tensor | None,
+        feature_attention_mask: Tensor | None,
+    ) -> tuple[Packed, Packed | None]:
+        """Padded inputs → packed tokens (N,) and packed, stacked frames (N, F·frame_stack); checks both."""
+        if input_ids is None:
+            if input_features is None:
+                raise InputError("neither input_ids nor input_features given: a batch needs one of them")
+            ends = torch.tensor([self.config.text.bos_token_id, self.config.text.eos_token_id])
+            input_ids = ends.to(input_features.device).expand(len(input_features), 2)
+        tokens = pack(input_ids, _checked_mask("attention_mask", attention_mask, input_ids))
+        if tokens.lengths.longest > self.config.text.max_tokens:
+            raise InputError(
+                f"input_ids has {tokens.lengths.longest} tokens, more than the model's {self.config.text.max_tokens}"
+            )
+        if input_features is None:
+            return tokens, None
+        mask = _checked_mask("feature_attention_mask", feature_attention_mask, input_features[..., 0])
+        if input_features.shape[2] != self.config.audio.feature_size:
+            raise InputError(
+                f"input_features has {input_features.shape[2]} dimensions a frame, "
+                f"the model takes {self.config.audio.feature_size}: use the model's own feature extractor"
+            )
+        if len(input_features) != len(input_ids):
+            raise InputError(f"{len(input_ids)} texts but {len(input_features)} recordings: give the same number")
+        features = input_features.to(self.dtype)
+        stack = self.config.audio.frame_stack
+        if stack > 1:
+            features = features * mask[..., None]
+            features, mask = stack_frames(features, stack), stack_frames(mask[..., None], stack).amax(2)
+        frames = pack(features, mask)
+        if frames.lengths.longest > self.config.audio.max_position_embeddings:
+            raise InputError(
+                f"input_features has {input_features.shape[1]} frames, more than the model's "
+                f"{self.config.audio.max_frames}: cut the recording"
+            )
+        return tokens, frames
+
+
+class CtalForPreTraining(CtalPreTrainedModel):
+    """CTAL with masked language modelling and masked cross-modal acoustic modelling (paper, sections 3.2 and 3.3)."""
+
+    _tied_weights_keys = {"text_head.decoder.weight": "ctal.text_encoder.word_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: CtalConfig) -> None:
+        super().__init__(config)
+        self.ctal = CtalModel(config)
+        self.text_head = PredictionHead(config.text, config.text.vocab_size)
+        self.audio_head = PredictionHead(config.audio, config.audio.feature_size * config.audio.frame_stack)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.ctal.text_encoder.word_embeddings
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.text_head.decoder
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        feature_labels: Tensor | None = None,
+        mask_time_indices: Tensor | None = None,
+        token_count: Tensor | int | None = None,
+        frame_count: Tensor | int | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **_: Any,
+    ) -> CtalForPreTrainingOutput:
+        """Predicts masked tokens and masked frames. The first four arguments are `CtalModel`'s.
+
+        Args:
+            labels: (B, L) original ids where a token is predicted, else -100.
+            feature_labels: (B, T, F) original features.
+            mask_time_indices: (B, T) bool, frames that are predicted.
+            token_count: Predicted tokens of the whole step, over all ranks and microbatches, by which the sum of their
+                losses is divided; None: those of this batch.
+            frame_count: Predicted frames of the whole step, likewise.
+            output_hidden_states: With labels, return all other outputs too, not the losses alone.
+            output_attentions: Also return what each frame attends to in the text; implies `output_hidden_states`.
+        """
+        text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+        text = self.ctal.text_encoder(text)
+        has_labels = labels is not None or feature_labels is not None
+        full = not has_labels or output_hidden_states or output_attentions
+        output = CtalForPreTrainingOutput()
+        states: Tensor | None = None
+        if full:
+            output.text_hidden_state = text.padded()
+            output.logits = text.with_values(self.text_head(text.values)).padded()
+            if frames is not None:
+                weights: list[list[Tensor]] | None = [] if output_attentions else None
+                audio = frames.with_values(self.ctal.audio_encoder(frames, text, weights=weights))
+                states = audio.values
+                output.audio_hidden_state = audio.padded()
+                stacked = audio.with_values(self.audio_head(audio.values)).padded()
+                assert input_features is not None
+                output.reconstruction = unstack_frames(stacked, self.config.audio.frame_stack, input_features.shape[1])
+                if weights is not None:
+                    output.cross_attentions = _padded_weights(weights, audio, text)
+        if labels is not None:
+            output.text_loss = self._text_loss(text, labels, token_count)
+        if feature_labels is not None:
+            if frames is None or mask_time_indices is None:
+                raise InputError("feature_labels need input_features and mask_time_indices")
+            output.audio_loss = self._audio_loss(frames, text, states, feature_labels, mask_time_indices, frame_count)
+        losses = [loss for loss in (output.text_loss, output.audio_loss) if loss is not None]
+        if losses:
+            output.loss = torch.stack(losses).sum()
+        return output
+
+    def _text_loss(self, text: Packed, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        """Sum of cross-entropies over masked tokens / count; 0 where none is masked."""
+        labels_N = labels.flatten().index_select(0, text.index)
+        index = (labels_N != IGNORED).nonzero().squeeze(1)
+        logits_SV = self.text_head(text.values.index_select(0, index))
+        total = F.cross_entropy(logits_SV.float(), labels_N.index_select(0, index), reduction="sum")
+        return total / _at_least_one(len(index) if count is None else count)
+
+    def _audio_loss(
+        self,
+        frames: Packed,
+        text: Packed,
+        states: Tensor | None,
+        feature_labels: Tensor,
+        mask_time_indices: Tensor,
+        count: Tensor | int | None,
+    ) -> Tensor:
+        """Sum of L1 over masked frames / (count · F); 0 where none is masked."""
+        stack, size = self.config.audio.frame_stack, self.config.audio.feature_size
+        is_masked = stack_frames(mask_time_indices[..., None].to(torch.uint8), stack)
+        is_masked = is_masked.flatten(0, 1).index_select(0, frames.index).bool()
+        any_N = is_masked.any(1)
+        index = any_N.nonzero().squeeze(1)
+        if states is None:
+            sizes = [int(part.sum()) for part in any_N.cpu().split(list(frames.lengths.sizes))]
+            selected = Selection(index, Lengths(sizes, index.device))
+            states = self.ctal.audio_encoder(frames, text, selected)
+        else:
+            states = states.index_select(0, index)
+        targets = stack_frames(feature_labels, stack).flatten(0, 1).index_select(0, frames.index.index_select(0, index))
+        errors = (self.audio_head(states).float() - targets).abs().view(-1, stack, size).sum(2)
+        masked = is_masked.index_select(0, index)
+        total = (errors * masked).sum()
+        return total / (_at_least_one(masked.sum() if count is None else count) * size)
+
+
+def stack_frames(features: Tensor, stack: int) -> Tensor:
+    """(B, T, F) → (B, ceil(T/stack), stack·F), with zeros behind the last frame."""
+    if stack == 1:
+        return features
+    features = F.pad(features, (0, 0, 0, -features.shape[1] % stack))
+    return features.reshape(len(features), -1, stack * features.shape[2])
+
+
+def unstack_frames(stacked: Tensor, stack: int, frames: int) -> Tensor:
+    """The inverse of `stack_frames`, for (B, T, F) with T = `frames`."""
+    return stacked.reshape(len(stacked), -1, stacked.shape[2] // stack)[:, :frames]
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def _checked_mask(name: str, mask: Tensor | None, like: Tensor) -> Tensor:
+    """`mask`, or ones like the (B, longest) tensor `like`; refuses empty utterances and padding that is not last."""
+    if mask is None:
+        return torch.ones(like.shape, dtype=torch.long, device=like.device)
+    if mask.shape != like.shape:
+        raise InputError(f"{name} has shape {tuple(mask.shape)}, its input {tuple(like.shape)}")
+    mask = mask.long()
+    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise InputError(f"{name} must be ones, at least one, then zeros in each row: padding belongs on the right")
+    return mask
+
+
+def _padded_weights(weights: list[list[Tensor]], audio: Packed, text: Packed) -> tuple[Tensor, ...]:
+    """Attention weights a layer and utterance → (B, heads, T, L) a layer."""
+    return tuple(
+        torch.stack(
+            [F.pad(each, (0, text.shape[1] - each.shape[2], 0, audio.shape[1] - each.shape[1])) for each in layer]
+        )
+        for layer in weights
+    )
+
+
+AutoModel.register(CtalConfig, CtalModel)
+AutoModelForPreTraining.register(CtalConfig, CtalForPreTraining)

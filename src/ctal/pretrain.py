@@ -1,0 +1,246 @@
+"""Pre-training: masked language modelling and masked cross-modal acoustic modelling on stores of utterances."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+import ctal
+from ctal.audio import HOP_LENGTH, SAMPLING_RATE
+from ctal.batching import (
+    Corpus,
+    Microbatch,
+    PlannedStep,
+    Position,
+    PretrainingDataset,
+    StepPlan,
+    deal,
+    hold_out,
+    plan_from,
+)
+from ctal.configuration_ctal import CtalConfig
+from ctal.errors import InputError
+from ctal.feature_extraction_ctal import CtalFeatureExtractor
+from ctal.masking import IGNORED, MaskingConfig
+from ctal.modeling_ctal import CtalForPreTraining
+from ctal.processing_ctal import CtalProcessor
+from ctal.recipes import PretrainConfig
+from ctal.store import Store
+from ctal.text import SPECIAL_TOKENS, encode_transcript
+from ctal.training import Batch, Metrics, Progress, train
+
+VALIDATION = -1
+"""The epoch whose masks held-out utterances get: the same whenever they are looked at."""
+
+
+def pretrain(
+    stores: Sequence[Path],
+    out: Path,
+    config: PretrainConfig,
+    *,
+    size: str = "base",
+    architecture: Mapping[str, Any] | None = None,
+    tokenizer: Path | None = None,
+    start_from: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Pre-trains on `stores`; leaves `out/model` and what `ctal.training.train` leaves.
+
+    Args:
+        size: A name of `ctal.configuration_ctal.SIZES`.
+        architecture: Fields of the model that differ from `size`.
+        tokenizer: Folder of a tokenizer, for a new model.
+        start_from: A `from_pretrained` folder whose weights, tokenizer and features are continued; then `size`,
+            `architecture` and `tokenizer` are its own.
+
+    Returns:
+        Held-out metrics of the best model, which is the one in `out/model`.
+    """
+    disable_progress_bar()
+    corpus = Corpus([Store(path) for path in stores])
+    if start_from is None:
+        if tokenizer is None:
+            raise InputError("--tokenizer is missing: train one with `ctal tokenizer STORE TOKENIZER`")
+        processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(tokenizer))
+        torch.manual_seed(config.seed)
+        model = new_model(size, processor, architecture or {})
+    else:
+        if not (start_from / "config.json").is_file():
+            raise InputError(f"{start_from}: not a model folder (no config.json); give RUN/model of an earlier run")
+        processor = CtalProcessor.from_pretrained(start_from)
+        model = CtalForPreTraining.from_pretrained(start_from)
+    objective = PretrainingObjective(model, processor, corpus, config)
+    return train(objective, config, out, resume=resume, progress=progress)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; raises `InputError` where there is none, or its special ids are not ours."""
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder}: no tokenizer there; train one with `ctal tokenizer STORE TOKENIZER`")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for expected, token in enumerate(SPECIAL_TOKENS):
+        if tokenizer.convert_tokens_to_ids(token) != expected:
+            raise InputError(f"{folder}: {token} must have id {expected}; train a tokenizer with `ctal tokenizer`")
+    return tokenizer
+
+
+def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, Any]) -> CtalForPreTraining:
+    """A model with fresh weights that fits the processor."""
+    fitted = {"vocab_size": len(processor.tokenizer), "feature_size": processor.feature_extractor.feature_size}
+    return CtalForPreTraining(CtalConfig.of_size(size, **{**architecture, **fitted}))
+
+
+class PretrainingObjective:
+    """MLM + MCAM on the training part of a corpus, validated on the held-out part."""
+
+    selection_metric = "loss"
+
+    def __init__(
+        self, model: CtalForPreTraining, processor: CtalProcessor, corpus: Corpus, config: PretrainConfig
+    ) -> None:
+        self.model, self.processor, self.corpus, self.config = model, processor, corpus, config
+        self.frames_per_second = SAMPLING_RATE / HOP_LENGTH[processor.feature_extractor.feature_type]
+        self.split = hold_out(corpus, config.validation_share)
+        self.max_frames = min(config.max_frames, model.config.audio.max_frames)
+        self.dataset = make_dataset(corpus, processor, config, max_frames=self.max_frames, seed=config.seed)
+        self.lengths = np.minimum(corpus.frames, self.max_frames)
+
+    def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
+        """See `ctal.training.Objective`, as for all methods here."""
+        plan = StepPlan(self.split.train, self.lengths, self.corpus.shards, self.config.batch_frames, self.config.seed)
+        return plan_from(plan, start, rank=rank, ranks=ranks, accumulation=self.config.accumulation)
+
+    def validation_microbatches(self) -> list[Microbatch]:
+        rows = self.split.validation
+        parts = max(1, min(len(rows), int(self.lengths[rows].sum()) // self.config.batch_frames))
+        return [Microbatch(VALIDATION, tuple(part.tolist())) for part in deal(rows, self.lengths, parts)]
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Masked tokens and masked frames."""
+        return torch.stack([(batch["labels"] != IGNORED).sum(), batch["mask_time_indices"].sum()])
+
+    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+        output = model(**batch, token_count=counts[0], frame_count=counts[1])
+        return {"loss": output.loss, "text_loss": output.text_loss, "audio_loss": output.audio_loss}
+
+    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+        """Both losses over all held-out tokens and frames, and their sum."""
+        totals = torch.zeros(4, dtype=torch.float64)
+        for batch in batches:
+            counts = self.counts(batch)
+            sums = self.losses(model, batch, torch.ones_like(counts))
+            totals += torch.stack([sums["text_loss"], sums["audio_loss"], *counts]).double().cpu()
+        text, audio, tokens, frames = reduce(totals.float()).tolist()
+        text_loss, audio_loss = text / max(tokens, 1), audio / max(frames, 1)
+        return {"loss": text_loss + audio_loss, "text_loss": text_loss, "audio_loss": audio_loss}
+
+    def utterance_ids(self, microbatch: Microbatch) -> list[str]:
+        return [self.corpus.read(row).id for row in microbatch.rows]
+
+    def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        provenance = {
+            "task": "pretraining",
+            "step": step,
+            "metrics": metrics,
+            "config": self.config.model_dump(),
+            "corpus": [store.corpus for store in self.corpus.stores],
+            "data_hash": self.corpus.content_hash,
+            "validation": self.split.rule,
+            "audio_hours": round(float(self.corpus.frames[self.split.train].sum()) / self.frames_per_second / 3600, 3),
+            **environment(),
+        }
+        (folder / "run.json").write_text(json.dumps(provenance, indent=1))
+        (folder / "README.md").write_text(model_card(self.model, provenance))
+
+
+def make_dataset(
+    corpus: Corpus, processor: CtalProcessor, masking: MaskingConfig, *, max_frames: int, seed: int
+) -> PretrainingDataset:
+    """Masked utterances of `corpus`, tokenized and analysed by `processor`."""
+    return PretrainingDataset(
+        corpus,
+        encode=partial(encode_transcript, tokenizer=processor.tokenizer),
+        extract=processor.feature_extractor.features,
+        masking=masking,
+        vocab_size=len(processor.tokenizer),
+        mask_id=SPECIAL_TOKENS.index("<mask>"),
+        special_ids=len(SPECIAL_TOKENS),
+        max_frames=max_frames,
+        seed=seed,
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and the commit where the package runs from a checkout."""
+    import transformers
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    versions = {
+        "ctal": ctal.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    return {"versions": versions, "commit": commit.stdout.strip() or None}
+
+
+def model_card(model: CtalForPreTraining, provenance: Mapping[str, Any]) -> str:
+    """A model card in the hub's form: what the model is, what it learned from, how good it is, how to use it."""
+    config, metrics = model.config, provenance["metrics"]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    corpora = ", ".join(provenance["corpus"])
+    synthetic = "\nTrained on synthetic speech: good for trying things out, not for real recordings.\n"
+    return f"""---
+library_name: ctal
+pipeline_tag: feature-extraction
+tags: [speech, text, multimodal, ctal]
+---
+
+# CTAL, pre-trained on {corpora}
+
+A joint encoder of speech and its transcript (Li et al., EMNLP 2021), pre-trained with masked language modelling and
+masked cross-modal acoustic modelling.
+{synthetic if "demo" in provenance["corpus"] else ""}
+| | |
+|---|---|
+| parameters | {parameters:,} |
+| layers | {config.text.num_hidden_layers} text + {config.audio.num_hidden_layers} audio, hidden {config.hidden_size} |
+| frames joined | {config.audio.frame_stack} |
+| audio self-attention | {"causal" if config.audio_is_causal else "bidirectional"} |
+| training audio | {provenance["audio_hours"]} h of {corpora}, data hash `{provenance["data_hash"][:16]}` |
+| held out | {provenance["validation"]} |
+| step | {provenance["step"]} of {provenance["config"]["steps"]} |
+| held-out MLM cross-entropy | {metrics["text_loss"]:.4f} nats a masked token |
+| held-out MCAM L1 | {metrics["audio_loss"]:.4f} a dimension of a masked frame |
+| software | {", ".join(f"{name} {version}" for name, version in provenance["versions"].items())} |
+
+```python
+from ctal import CtalModel, CtalProcessor
+
+processor = CtalProcessor.from_pretrained("this folder")
+model = CtalModel.from_pretrained("this folder")
+states = model(**processor(text=["hello"], audio=[wave], sampling_rate=16000))
+```
+
+All settings of the run are in `run.json`.
+"""

@@ -1,0 +1,128 @@
+"""What a run is told: one documented, checked configuration, and the recipes that fill it in.
+
+Architecture is not here: it lives in `CtalConfig` and travels with the weights. Fields of both can be set from the
+command line with `--set field=value`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ctal.errors import InputError, did_you_mean
+from ctal.masking import MaskingConfig
+
+
+class RunConfig(BaseModel):
+    """How the loop runs; saved beside every result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(1_000_000, ge=1)
+    """Updates of the weights."""
+    batch_frames: int = Field(6_000, ge=1)
+    """Frames (80 a second) of a step, over all processes and accumulated microbatches together."""
+    accumulation: int = Field(1, ge=1)
+    """Microbatches of a step in each process: more need less memory; the maths stays the same."""
+    learning_rate: float = Field(5e-5, gt=0)
+    """Its peak."""
+    warmup_ratio: float = Field(0.07, ge=0, le=1)
+    """Share of the steps in which the rate rises from 0; then it falls to 0, both linearly."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of AdamW; biases and LayerNorms are spared."""
+    adam_epsilon: float = Field(1e-6, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm, all tensors together."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes matrix products in half precision (autocast); weights and losses stay fp32."""
+    seed: int = Field(0, ge=0)
+    max_frames: int = Field(3_000, ge=1)
+    """Of a longer recording a random window of so many frames is used in every epoch."""
+    validation_share: float = Field(0.1, gt=0, lt=1)
+    """Share of the frames that is held out, whole speakers at a time, where the corpus prescribes no split."""
+    checkpoint_every: int = Field(1_000, ge=1)
+    """Steps between checkpoints; the model is validated before each."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the last checkpoints stay, beside the best one."""
+    log_every: int = Field(10, ge=1)
+    """Steps between entries of the log."""
+    workers: int = Field(1, ge=0)
+    """Processes that decode recordings ahead of the model, in each process; the data does not depend on it."""
+
+
+class PretrainConfig(RunConfig, MaskingConfig):
+    """A run of `ctal pretrain`."""
+
+
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "nano": {"learning_rate": 2e-3, "batch_frames": 6_000, "steps": 1_000, "checkpoint_every": 200},
+    "mini": {"learning_rate": 1e-3, "batch_frames": 6_000, "steps": 2_000, "checkpoint_every": 200},
+    "tiny": {},
+    "base": {},
+    "large": {},
+}
+"""Size → fields in which its recipe differs from the defaults, which are the paper's (section 4.1)."""
+
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"frame_stack": 2}, "mini": {"frame_stack": 2}}
+"""Size → architecture fields in which its recipe differs from the paper."""
+
+HARMLESS = frozenset({"workers", "log_every", "keep_checkpoints"})
+"""Fields that may change when a run is resumed: they do not touch the result."""
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def make_config(kind: type[Config], *layers: Mapping[str, Any]) -> Config:
+    """A configuration from layers of fields, later ones winning.
+
+    Raises `InputError` naming the nearest field for an unknown one, and the allowed values for a wrong one.
+    """
+    fields: dict[str, Any] = {}
+    for layer in layers:
+        fields.update(layer)
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"])) or "configuration"
+        if problem["type"] == "extra_forbidden":
+            raise InputError(f"unknown field '{name}'{did_you_mean(name, kind.model_fields)}") from None
+        raise InputError(f"{name}={problem['input']!r}: {problem['msg']}") from None
+
+
+def parse_settings(settings: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """`["learning_rate=1e-3", …]` → fields; values are JSON where they parse, else text.
+
+    Raises `InputError` for an entry without `=` and for a name that is not in `known`.
+    """
+    fields = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting}: write it as field=value")
+        if name not in known:
+            raise InputError(f"--set {name}: unknown field{did_you_mean(name, known)}")
+        try:
+            fields[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+def check_same(saved: RunConfig, asked: RunConfig) -> None:
+    """Raises `InputError` naming the first field in which a resumed run would differ from the one it continues."""
+    for name, value in asked.model_dump().items():
+        before = getattr(saved, name)
+        if value != before and name not in HARMLESS:
+            raise InputError(f"--resume: {name} is {value}, but the run was started with {before}; use the same value")
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """The rate of update number `step` (from 0): linear warm-up, then linear decay to 0 after the last."""
+    warmup = config.warmup_ratio * config.steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    return config.learning_rate * (config.steps - step) / max(config.steps - warmup, 1)

@@ -1,0 +1,355 @@
+"""The only training loop: every task brings an `Objective`, accelerate brings the devices.
+
+What a step computes depends on the seed, the step and the data, never on how it is spread: losses are sums divided by
+counts over all ranks and microbatches. Random numbers are seeded anew for every step, so a resumed run needs no
+generator states and equals an uninterrupted one bit for bit (on the same machine with as many threads).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.tensorboard.writer import SummaryWriter
+from transformers import PreTrainedModel
+
+from ctal.batching import Microbatch, PlannedStep, Position, load, seeded_generator
+from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
+from ctal.errors import InputError
+from ctal.recipes import RunConfig, check_same, learning_rate
+
+Batch = Mapping[str, Tensor]
+Metrics = dict[str, float]
+
+
+class Objective(Protocol):
+    """What a task brings to the loop."""
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+    @property
+    def dataset(self) -> Dataset:
+        """`dataset[microbatch]` is a batch, with the arguments of the model's `forward`."""
+        ...
+
+    @property
+    def frames_per_second(self) -> float: ...
+
+    @property
+    def selection_metric(self) -> str:
+        """The validation metric whose lowest value marks the best model."""
+        ...
+
+    def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
+        """This rank's share of every step from `start` on, without end."""
+        ...
+
+    def validation_microbatches(self) -> Sequence[Microbatch]:
+        """The held-out data, always the same."""
+        ...
+
+    def counts(self, batch: Batch) -> Tensor:
+        """(k,) what each loss's sum is divided by, once added up over a step."""
+        ...
+
+    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+        """Scalars by name, already divided by the step's `counts`; the one called `loss` is minimised."""
+        ...
+
+    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+        """Metrics on this rank's held-out batches; `reduce` adds a tensor up over the ranks."""
+        ...
+
+    def utterance_ids(self, microbatch: Microbatch) -> list[str]:
+        """Names of its utterances, for messages."""
+        ...
+
+    def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
+        """Writes a `from_pretrained` folder with its model card."""
+        ...
+
+
+class Terminated(Exception):
+    """SIGTERM was received, and a checkpoint written."""
+
+
+class NonFiniteLoss(Exception):
+    """The loss or its gradient is not a number; names the step and the utterances."""
+
+
+class Progress:
+    """Shows how the loop gets on; this one shows nothing."""
+
+    def start(self, done: int, total: int) -> None:
+        """`done` of `total` steps are done already."""
+
+    def step(self, done: int, speed: float, losses: Metrics) -> None:
+        """A step is done, at `speed` seconds of audio a second."""
+
+    def validated(self, step: int, metrics: Metrics) -> None:
+        """The model was validated after `step`."""
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside tensors."""
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    best_metric: float = math.inf
+    best_step: int = 0
+    best_metrics: Metrics = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> _State:
+        return cls(**{**state, "position": Position(**state["position"])})
+
+
+def train(
+    objective: Objective, config: RunConfig, out: Path, *, resume: bool = False, progress: Progress | None = None
+) -> Metrics:
+    """Trains `objective.model`; leaves `out/model`, `out/checkpoints`, `out/metrics.jsonl` and TensorBoard's log.
+
+    Returns the validation metrics of the model in `out/model`, the best one by `selection_metric`.
+
+    Raises:
+        InputError: `out` holds a run already and `resume` is False, or the run in it is another one.
+        Terminated: SIGTERM came; a checkpoint was written.
+        NonFiniteLoss: Training diverged; the weights were not updated with the bad step.
+    """
+    return _Loop(objective, config, out, progress or Progress()).run(resume)
+
+
+class _Loop:
+    def __init__(self, objective: Objective, config: RunConfig, out: Path, progress: Progress) -> None:
+        # Tokenizers would warn in every forked worker, where their threads serve nothing.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.objective, self.config, self.out, self.progress = objective, config, out, progress
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision="no" if config.precision == "fp32" else config.precision
+        )
+        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main = self.accelerator.is_main_process
+        optimizer = torch.optim.AdamW(
+            parameter_groups(objective.model, config.weight_decay), lr=0.0, eps=config.adam_epsilon, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(objective.model, optimizer)
+        self.parameters = dict(objective.model.named_parameters())
+        self.checkpoints = out / "checkpoints"
+        self.state = _State()
+        self.terminated = False
+        self.writer: SummaryWriter | None = None
+
+    def run(self, resume: bool) -> Metrics:
+        self._start(resume)
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self.is_main:
+            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step + 1)
+        try:
+            self.progress.start(self.state.step, self.config.steps)
+            if self.state.step == 0:
+                self._validate()
+            for planned, batches in self._steps():
+                self._update(planned, batches)
+                last = self.state.step == self.config.steps
+                if last or self.state.step % self.config.checkpoint_every == 0:
+                    self._validate()
+                    self._save()
+                if self.terminated and not last:
+                    self._save()
+                    raise Terminated(f"stopped by SIGTERM after step {self.state.step}; go on with --resume")
+            return self.state.best_metrics
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            if self.writer:
+                self.writer.close()
+
+    def _start(self, resume: bool) -> None:
+        """Begins a new run in `out`, or takes up the newest checkpoint of the one that is there."""
+        saved = self.out / "config.json"
+        if resume:
+            if not saved.exists():
+                raise InputError(f"{self.out}: no run to resume; leave --resume out to start one")
+            check_same(type(self.config).model_validate_json(saved.read_text()), self.config)
+            found = list_checkpoints(self.checkpoints)
+            if found:
+                self._load(found[-1])
+        elif saved.exists():
+            raise InputError(f"{self.out}: holds a run already; add --resume to go on, or choose another --out")
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            saved.write_text(self.config.model_dump_json(indent=1))
+            self._forget_later_metrics()
+
+    def _steps(self) -> Iterator[tuple[PlannedStep, Sequence[Batch]]]:
+        """Planned steps with their batches, which workers make ahead of time."""
+        planned: list[PlannedStep] = []
+        left = self.config.steps - self.state.step
+
+        def microbatches() -> Iterator[Microbatch]:
+            for _, step in zip(
+                range(left), self.objective.plan(self.state.position, self.rank, self.ranks), strict=False
+            ):
+                planned.append(step)
+                yield from step.microbatches
+
+        batches = load(self.objective.dataset, microbatches(), self.config.workers)
+        for _ in range(left):
+            held = [next(batches) for _ in range(self.config.accumulation)]
+            yield planned.pop(0), held
+
+    def _update(self, planned: PlannedStep, batches: Sequence[Batch]) -> None:
+        """One step of the optimiser, on all microbatches of all ranks."""
+        began = time.perf_counter()
+        batches = [self._on_device(batch) for batch in batches]
+        counts = self._reduce(torch.stack([self.objective.counts(batch) for batch in batches]).sum(0))
+        torch.manual_seed(seeded_generator(self.config.seed, self.state.step, self.rank).initial_seed())
+        self.model.train()
+        losses: list[dict[str, Tensor]] = []
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            synchronise: AbstractContextManager = nullcontext() if last else self.accelerator.no_sync(self.model)
+            with synchronise:
+                losses.append(self.objective.losses(self.model, batch, counts))
+                # Gradients are averaged over ranks, but each loss is a share of the whole already.
+                self.accelerator.backward(losses[-1]["loss"] * self.ranks)
+        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
+        assert norm is not None
+
+        is_finite = [bool(torch.isfinite(each["loss"])) for each in losses]
+        names = list(losses[0])
+        frames = sum(int(batch["feature_attention_mask"].sum()) for batch in batches)
+        shared = [torch.stack([each[name].detach().float() for each in losses]).sum() for name in names]
+        flags = [float(not (all(is_finite) and math.isfinite(norm))), float(self.terminated), float(frames)]
+        summary = self._reduce(torch.cat([torch.stack(shared), torch.tensor(flags, device=shared[0].device)]))
+        *values, bad, terminated, frames = summary.tolist()
+        if bad:
+            self._raise_non_finite(planned, is_finite)
+        self.terminated = terminated > 0
+
+        rate = learning_rate(self.config, self.state.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.position = planned.after
+
+        speed = frames / self.objective.frames_per_second / (time.perf_counter() - began)
+        now = dict(zip(names, values, strict=True))
+        self.progress.step(self.state.step, speed, now)
+        if self.state.step % self.config.log_every == 0 or self.state.step == self.config.steps:
+            extra = {"learning_rate": rate, "gradient_norm": float(norm), "audio_seconds_per_second": speed}
+            self._record("train", {**now, **extra})
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Measures the held-out data; the best model so far goes to `out/model`."""
+        self.model.eval()
+        mine = list(self.objective.validation_microbatches())[self.rank :: self.ranks]
+        batches = load(self.objective.dataset, iter(mine), self.config.workers)
+        model = self.accelerator.unwrap_model(self.model)
+        metrics = self.objective.evaluate(model, map(self._on_device, batches), self._reduce)
+        self._record("validation", metrics)
+        self.progress.validated(self.state.step, metrics)
+        metric = metrics[self.objective.selection_metric]
+        if metric < self.state.best_metric:
+            self.state.best_metric, self.state.best_step, self.state.best_metrics = metric, self.state.step, metrics
+            if self.is_main:
+                aside = self.out / "model.part"
+                shutil.rmtree(aside, ignore_errors=True)
+                self.objective.save_model(aside, self.state.step, metrics)
+                shutil.rmtree(self.out / "model", ignore_errors=True)
+                aside.rename(self.out / "model")
+
+    def _save(self) -> None:
+        """Writes a checkpoint and removes those that are neither recent nor best."""
+        if self.is_main:
+            optimizer = {
+                f"{name}/{key}": value
+                for name, parameter in self.parameters.items()
+                for key, value in self.optimizer.state[parameter].items()
+            }
+            tensors = {"model": self.parameters, "optimizer": optimizer}
+            save_checkpoint(checkpoint_path(self.checkpoints, self.state.step), tensors, asdict(self.state))
+            best = checkpoint_path(self.checkpoints, self.state.best_step)
+            for old in list_checkpoints(self.checkpoints)[: -self.config.keep_checkpoints]:
+                if old != best:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> None:
+        checkpoint = load_checkpoint(path)
+        model = checkpoint.tensors["model"]
+        if model.keys() != self.parameters.keys():
+            other = sorted(model.keys() ^ self.parameters.keys())[0]
+            raise InputError(f"{path}: belongs to another architecture (see {other}); resume with the run's own --size")
+        for name, parameter in self.parameters.items():
+            if model[name].shape != parameter.shape:
+                raise InputError(f"{path}: {name} has another shape; resume with the run's own architecture")
+            parameter.copy_(model[name])
+        for entry, value in checkpoint.tensors["optimizer"].items():
+            name, key = entry.rsplit("/", 1)
+            parameter = self.parameters[name]
+            # The step counter of the fused optimiser lives where the parameter does, like its moments.
+            self.optimizer.state[parameter][key] = value.to(parameter.device)
+        self.state = _State.from_json(checkpoint.state)
+
+    def _record(self, kind: str, values: Metrics) -> None:
+        if self.writer:
+            with (self.out / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps({"kind": kind, "step": self.state.step, **values}) + "\n")
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, self.state.step)
+
+    def _forget_later_metrics(self) -> None:
+        """An interrupted run may have logged steps that its last checkpoint does not have; they come again."""
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [row for row in rows if json.loads(row)["step"] <= self.state.step and self.state.step]
+            path.write_text("".join(row + "\n" for row in kept))
+
+    def _raise_non_finite(self, planned: PlannedStep, is_finite: Sequence[bool]) -> NoReturn:
+        where = f"step {self.state.step + 1}, epoch {planned.after.epoch}"
+        bad = [part for part, fine in zip(planned.microbatches, is_finite, strict=True) if not fine]
+        if not bad:
+            raise NonFiniteLoss(f"{where}: the gradient is not finite, or the loss of another process is not")
+        ids = self.objective.utterance_ids(bad[0])
+        names = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        raise NonFiniteLoss(f"{where}: the loss is not finite; lower learning_rate, or look at {names}")
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        reduced = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with and without weight decay: biases and LayerNorms are spared (BERT's convention)."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    spared = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
