@@ -328,7 +328,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_and_run_again_keeps_whole_shards_and_equals_uninterrupted(tmp_path: Path, workers: int):
-    utterances = [Utterance(u.id, u.audio) for u in corpus_of(tmp_path / "audio", 40)]
+    utterances = [Utterance(u.id, u.audio) for u in corpus_of(tmp_path / "audio", 80)]
     store, script = tmp_path / "store", tmp_path / "interrupted.py"
     script.write_text(INTERRUPTED)
     # Workers hold the pipes too, so that this ends only when they have ended: none outlives a killed parent.
@@ -339,7 +339,7 @@ def test_killed_and_run_again_keeps_whole_shards_and_equals_uninterrupted(tmp_pa
 
     (store / "shards" / "00007.arrow.part").write_bytes(b"half")
     before = {name: facts for name, facts in snapshot(store).items() if name.endswith(".arrow")}
-    assert 1 <= len(before) < 10
+    assert 1 <= len(before) < 20
     prepare(utterances, store)
     after = snapshot(store)
     assert {name: after[name] for name in before} == before
@@ -348,7 +348,7 @@ def test_killed_and_run_again_keeps_whole_shards_and_equals_uninterrupted(tmp_pa
 
 
 def test_a_killed_worker_ends_the_run_with_one_line_and_what_is_finished_is_kept(tmp_path: Path):
-    utterances = corpus_of(tmp_path / "audio", 40)
+    utterances = corpus_of(tmp_path / "audio", 80)
 
     def kill_a_worker(done: int, total: int) -> None:
         if done:
@@ -362,7 +362,7 @@ def test_a_killed_worker_ends_the_run_with_one_line_and_what_is_finished_is_kept
     assert "a worker process was killed" in refusal(run)
     assert time.monotonic() - begin < 30
     assert list((tmp_path / "store" / "shards").glob("*.arrow"))
-    assert prepare(utterances, tmp_path / "store").utterances == 40
+    assert prepare(utterances, tmp_path / "store").utterances == 80
 
 
 def test_a_full_disk_is_one_line_and_earlier_shards_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

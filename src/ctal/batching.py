@@ -1,10 +1,12 @@
 """From a store to batches: which utterances form a step, and what a microbatch holds.
 
 A plan is a pure function of the index, the seed and the epoch; a step's utterances depend neither on the number of
-ranks nor on accumulation, which only decide how the step is dealt out. Every random draw of an utterance (crop, masks) is
-seeded by (seed, epoch, utterance id). So any number of workers gives the same data, and resuming is a jump.
+ranks nor on accumulation, which only decide how the step is dealt out. Every random draw of an utterance (crop, masks)
+is seeded by (seed, epoch, utterance id). So any number of workers gives the same data, and resuming is a jump.
 
-Lengths are bucketed, so that the ranks of a step finish together; packing makes unequal lengths otherwise free.
+Utterances of a step are drawn at random, whatever their lengths: the model packs them, so unequal lengths cost nothing,
+and steps of like lengths would be steps of like utterances (short ones, untranscribed ones). What must be even is the
+work of the ranks, and a step is dealt out so that their frames are.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from ctal.store import Store, StoredUtterance
 SHARDS_A_GROUP = 64
 """Shards whose utterances are mixed; other groups follow one another, so that remote shards are read once an epoch."""
 
-LENGTH_JITTER = 0.1
-"""Lengths are sorted with this relative noise, so that epochs differ in who meets whom."""
+MAX_HELD_OUT = 3600 * 80
+"""Frames (an hour) that are held out at most: more would make validation slow, not better."""
 
 
 def seeded_generator(*parts: object) -> torch.Generator:
@@ -64,11 +66,7 @@ class StepPlan:
         shards = self.shards[self.rows]
         names = rng.permutation(np.unique(shards))
         for start in range(0, len(names), SHARDS_A_GROUP):
-            rows = self.rows[np.isin(shards, names[start : start + SHARDS_A_GROUP])]
-            noise = rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, len(rows))
-            steps = self._cut(rows[np.argsort(self.frames[rows] * noise, kind="stable")])
-            for number in rng.permutation(len(steps)):
-                yield steps[number]
+            yield from self._cut(rng.permutation(self.rows[np.isin(shards, names[start : start + SHARDS_A_GROUP])]))
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         """Consecutive rows up to `batch_frames`; a rest below half of that joins the step before it."""
@@ -203,8 +201,8 @@ def hold_out(corpus: Corpus, share: float) -> Split:
 
     The corpus's own split where it has a validation part (its test part is left alone). Else whole speakers are held
     out, in an order given by a hash of their names, until `share` of the frames is reached; among those who have
-    transcripts if anyone has, so that untranscribed recordings can join without changing what is held out. Where fewer
-    than two speakers are named, an utterance counts as a speaker. Raises `InputError` for fewer than two utterances.
+    transcripts if anyone has, so that untranscribed recordings can join without changing what is held out; at most
+    about an hour. Where fewer than two speakers are named, an utterance counts as a speaker. Raises `InputError` for fewer than two utterances.
     """
     splits = np.array([name or "train" for name in corpus.splits])
     if (splits == "validation").any():
@@ -230,10 +228,14 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     frames = np.bincount(owner_of, np.where(candidates, corpus.frames[usable], 0), len(unique))
     order = [number for number in np.argsort([_digest(name) for name in unique]) if frames[number]]
     before = np.cumsum(frames[order]) - frames[order]
-    held = [number for number, reached in zip(order, before, strict=True) if reached < share * frames.sum()]
+    held = [
+        number
+        for number, reached in zip(order, before, strict=True)
+        if reached < min(share * frames.sum(), MAX_HELD_OUT)
+    ]
     is_held = np.isin(owner_of, held)
     unit = "speakers" if by_speaker else "utterances"
-    rule = f"{len(held)} {unit} held out, by a hash of their names ({share:.0%} of the frames)"
+    rule = f"{len(held)} {unit} held out, by a hash of their names"
     return Split(usable[~is_held], usable[is_held], rule)
 
 

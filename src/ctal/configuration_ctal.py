@@ -13,9 +13,9 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ctal.errors import InputError, did_you_mean
 
-_INHERITED = frozenset(
-    ["name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels", "attn_implementation"]
-    + ["output_attentions", "experts_implementation", "model_type"]
+_INHERITED = (
+    *("name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels", "attn_implementation"),
+    *("output_attentions", "experts_implementation", "model_type"),
 )
 """Keyword arguments that transformers itself passes to a configuration beside its declared fields."""
 
@@ -150,15 +150,11 @@ class CtalConfig(_CheckedConfig):
             raise InputError(f"unknown size '{size}'{did_you_mean(size, SIZES)}: choose from {', '.join(SIZES)}")
         text, audio, top = dict(SIZES[size]), dict(SIZES[size]), {}
         for name, value in overrides.items():
-            owners = [
-                target
-                for target, kind in ((text, CtalTextConfig), (audio, CtalAudioConfig), (top, cls))
-                if name in kind.__annotations__ or (kind is not cls and name in _EncoderConfig.__annotations__)
-            ]
+            owners = owners_of(name)
             if not owners:
                 raise InputError(f"no model field '{name}'{did_you_mean(name, architecture_fields())}")
-            for target in owners:
-                target[name] = value
+            for owner in owners:
+                {"text encoder": text, "audio encoder": audio, "both": top}[owner][name] = value
         return cls(text_config=text, audio_config=audio, **top)
 
 
@@ -181,10 +177,22 @@ SIZES: dict[str, dict[str, int]] = {
 """Name → fields that both encoders share."""
 
 
-def architecture_fields() -> tuple[str, ...]:
-    """Names that `CtalConfig.of_size` accepts as overrides."""
+def architecture_fields() -> dict[str, Any]:
+    """Names that `CtalConfig.of_size` accepts as overrides, with their defaults."""
     kinds = (_EncoderConfig, CtalTextConfig, CtalAudioConfig, CtalConfig)
-    return tuple(name for kind in kinds for name in kind.__annotations__ if not name.endswith("_config"))
+    return {
+        name: getattr(kind, name) for kind in kinds for name in kind.__annotations__ if not name.endswith("_config")
+    }
+
+
+def owners_of(name: str) -> list[str]:
+    """Which parts of the model have the field `name`: `text encoder`, `audio encoder` or `both` (as a whole)."""
+    if name in CtalConfig.__annotations__:
+        return ["both"]
+    kinds = {"text encoder": CtalTextConfig, "audio encoder": CtalAudioConfig}
+    return [
+        owner for owner, kind in kinds.items() if name in kind.__annotations__ or name in _EncoderConfig.__annotations__
+    ]
 
 
 AutoConfig.register("ctal", CtalConfig)

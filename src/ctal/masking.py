@@ -22,7 +22,7 @@ MIN_MASKABLE_FRAMES = 10
 class MaskingConfig(BaseModel):
     """How much is masked, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     text_mask_ratio: float = Field(0.15, ge=0, le=1)
     """Share of tokens that are predicted."""

@@ -6,7 +6,7 @@ section 3.1 (encoders) and 3.2–3.3 (heads).
 Inside the model the utterances of a batch stand one behind the other, without padding: padding is removed on the way in
 and put back only in outputs that a caller gets. Query, key and value are one matrix product. Where only the losses are
 wanted, the last audio layer computes queries and feed-forward for the masked frames alone, and the heads run on masked
-positions alone; at base size this is 2.2 times as fast as the same maths on padded batches (benchmarks).
+positions alone.
 
 Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S selected
 ones of those; D hidden size, F dimensions of a frame, V vocabulary. With `frame_stack` k a position of the audio encoder

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -30,15 +32,19 @@ from ctal.batching import (
     plan_from,
 )
 from ctal.configuration_ctal import CtalConfig
+from ctal.diagnostics import diagnose
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.masking import IGNORED, MaskingConfig
 from ctal.modeling_ctal import CtalForPreTraining
 from ctal.processing_ctal import CtalProcessor
-from ctal.recipes import PretrainConfig
+from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
-from ctal.text import SPECIAL_TOKENS, encode_transcript
-from ctal.training import Batch, Metrics, Progress, train
+from ctal.text import SPECIAL_TOKENS, encode_transcript, train_tokenizer
+from ctal.training import Batch, Metrics, Progress, Silence, train
+
+Evaluation = dict[str, Any]
+"""What `evaluation.json` holds: `step`, `held_out`, `comparisons` (see `ctal.diagnostics.Comparison`), provenance."""
 
 VALIDATION = -1
 """The epoch whose masks held-out utterances get: the same whenever they are looked at."""
@@ -55,7 +61,7 @@ def pretrain(
     start_from: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-) -> Metrics:
+) -> Evaluation | None:
     """Pre-trains on `stores`; leaves `out/model` and what `ctal.training.train` leaves.
 
     Args:
@@ -66,7 +72,8 @@ def pretrain(
             `architecture` and `tokenizer` are its own.
 
     Returns:
-        Held-out metrics of the best model, which is the one in `out/model`.
+        What the best model, the one in `out/model`, has learned (`evaluate_model`), written to `out/evaluation.json`
+        too; None on other processes than the main one.
     """
     disable_progress_bar()
     corpus = Corpus([Store(path) for path in stores])
@@ -77,12 +84,68 @@ def pretrain(
         torch.manual_seed(config.seed)
         model = new_model(size, processor, architecture or {})
     else:
-        if not (start_from / "config.json").is_file():
-            raise InputError(f"{start_from}: not a model folder (no config.json); give RUN/model of an earlier run")
-        processor = CtalProcessor.from_pretrained(start_from)
-        model = CtalForPreTraining.from_pretrained(start_from)
+        processor, model = load_model(start_from)
     objective = PretrainingObjective(model, processor, corpus, config)
-    return train(objective, config, out, resume=resume, progress=progress)
+    progress = progress or Silence()
+    for note in objective.notes():
+        progress.note(note)
+    train(objective, config, out, resume=resume, progress=progress)
+    if not PartialState().is_main_process:
+        return None
+    evaluation = evaluate_model(stores, out / "model")
+    (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
+    return evaluation
+
+
+def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
+    """Measures the model in `folder` on the held-out part of `stores`: `ctal.diagnostics`, as JSON.
+
+    What is held out, and under which masks, is what the run that made the model held out; a model from elsewhere is
+    measured with the default settings.
+    """
+    processor, model = load_model(folder)
+    run = folder / "run.json"
+    saved = json.loads(run.read_text()) if run.is_file() else {"config": {}, "step": 0}
+    objective = PretrainingObjective(
+        model, processor, Corpus([Store(path) for path in stores]), make_config(PretrainConfig, saved["config"])
+    )
+    comparisons = diagnose(model, objective.dataset, objective.split.train, objective.split.validation)
+    return {
+        "step": saved["step"],
+        "held_out": objective.split.rule,
+        "data_hash": objective.corpus.content_hash,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        **environment(),
+    }
+
+
+def load_model(folder: Path) -> tuple[CtalProcessor, CtalForPreTraining]:
+    """A model with its processor; raises `InputError` where `folder` does not hold both."""
+    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: not a model folder with its processor ({name} is missing); give RUN/model")
+    return CtalProcessor.from_pretrained(folder), CtalForPreTraining.from_pretrained(folder)
+
+
+def make_tokenizer(source: Path, out: Path, vocab_size: int) -> int:
+    """Trains a tokenizer on a store's transcripts, its test part left out, or on a text file's lines.
+
+    Returns its size. Raises `InputError` where `source` is neither, or `out` exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not empty; choose another folder")
+    if source.is_file():
+        try:
+            lines: Iterable[str] = source.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{source}: not a text file in UTF-8; give a store or a text file") from None
+    else:
+        store = Store(source)
+        rows = [row for row, split in enumerate(store.index.splits) if split in (None, "train")]
+        lines = (text for row in rows if (text := store.read(row).text))
+    tokenizer = train_tokenizer(lines, vocab_size)
+    tokenizer.save_pretrained(out)
+    return len(tokenizer)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -116,6 +179,23 @@ class PretrainingObjective:
         self.max_frames = min(config.max_frames, model.config.audio.max_frames)
         self.dataset = make_dataset(corpus, processor, config, max_frames=self.max_frames, seed=config.seed)
         self.lengths = np.minimum(corpus.frames, self.max_frames)
+
+    def notes(self) -> list[str]:
+        """What the user should know of the data."""
+        hours = [float(self.corpus.frames[rows].sum()) / self.frames_per_second / 3600 for rows in self.split[:2]]
+        notes = [
+            f"{len(self.split.train)} utterances ({hours[0]:.2f} h) to train on, {len(self.split.validation)} "
+            f"({hours[1]:.2f} h) to validate on: {self.split.rule}"
+        ]
+        if without := int((~self.corpus.has_text[self.split.train]).sum()):
+            notes.append(f"{without} utterances without a transcript take part in acoustic modelling only")
+        if longer := int((self.corpus.frames[self.split.train] > self.max_frames).sum()):
+            seconds = self.max_frames / self.frames_per_second
+            notes.append(
+                f"{longer} recordings are longer than {seconds:.1f} s: of each a random window is used in every epoch, "
+                f"with the first {self.model.config.text.max_tokens} tokens of its transcript"
+            )
+        return notes
 
     def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
         """See `ctal.training.Objective`, as for all methods here."""

@@ -7,7 +7,7 @@ command line with `--set field=value`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +19,7 @@ from ctal.masking import MaskingConfig
 class RunConfig(BaseModel):
     """How the loop runs; saved beside every result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     steps: int = Field(1_000_000, ge=1)
     """Updates of the weights."""
@@ -34,11 +34,13 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0)
     """Of AdamW; biases and LayerNorms are spared."""
     adam_epsilon: float = Field(1e-6, gt=0)
+    """Of AdamW, as in the authors' code."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm, all tensors together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes matrix products in half precision (autocast); weights and losses stay fp32."""
     seed: int = Field(0, ge=0)
+    """Of the weights, the order of the data, the masks and dropout."""
     max_frames: int = Field(3_000, ge=1)
     """Of a longer recording a random window of so many frames is used in every epoch."""
     validation_share: float = Field(0.1, gt=0, lt=1)
@@ -93,7 +95,7 @@ def make_config(kind: type[Config], *layers: Mapping[str, Any]) -> Config:
         raise InputError(f"{name}={problem['input']!r}: {problem['msg']}") from None
 
 
-def parse_settings(settings: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     """`["learning_rate=1e-3", …]` → fields; values are JSON where they parse, else text.
 
     Raises `InputError` for an entry without `=` and for a name that is not in `known`.

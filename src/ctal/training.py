@@ -92,17 +92,36 @@ class NonFiniteLoss(Exception):
     """The loss or its gradient is not a number; names the step and the utterances."""
 
 
-class Progress:
-    """Shows how the loop gets on; this one shows nothing."""
+class Progress(Protocol):
+    """Shows how the loop gets on."""
 
     def start(self, done: int, total: int) -> None:
         """`done` of `total` steps are done already."""
+        ...
 
     def step(self, done: int, speed: float, losses: Metrics) -> None:
         """A step is done, at `speed` seconds of audio a second."""
+        ...
 
     def validated(self, step: int, metrics: Metrics) -> None:
         """The model was validated after `step`."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Something that the user should know."""
+        ...
+
+
+class Silence:
+    """A `Progress` that shows nothing."""
+
+    def start(self, done: int, total: int) -> None: ...
+
+    def step(self, done: int, speed: float, losses: Metrics) -> None: ...
+
+    def validated(self, step: int, metrics: Metrics) -> None: ...
+
+    def note(self, message: str) -> None: ...
 
 
 @dataclass
@@ -132,7 +151,7 @@ def train(
         Terminated: SIGTERM came; a checkpoint was written.
         NonFiniteLoss: Training diverged; the weights were not updated with the bad step.
     """
-    return _Loop(objective, config, out, progress or Progress()).run(resume)
+    return _Loop(objective, config, out, progress or Silence()).run(resume)
 
 
 class _Loop:

@@ -1,0 +1,56 @@
+"""The whole journey on an embedded default, as one short script: corpus, store, tokenizer, pre-training, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ctal.console import bar
+from ctal.corpora import get_corpus
+from ctal.corpora.demo import make_demo
+from ctal.pretrain import make_tokenizer, pretrain
+from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
+from ctal.report import write_pretraining_report
+from ctal.store import prepare_store
+from ctal.training import Progress
+
+SIZE = "mini"
+VOCAB_SIZE = 2_000
+RECIPE = {
+    "steps": 900,
+    "learning_rate": 1e-3,
+    "batch_frames": 6_000,
+    "checkpoint_every": 150,
+}
+"""About six minutes on two cores."""
+
+
+def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
+    """Makes `out/corpus`, `out/store`, `out/tokenizer`, `out/pretrain` and `out/report.html`.
+
+    What is there already is kept; an interrupted training goes on, a finished one is only reported again.
+    """
+    corpus, store, tokenizer, run = (out / name for name in ("corpus", "store", "tokenizer", "pretrain"))
+    with bar("making the synthetic corpus") as show:
+        make_demo(corpus, progress=show)
+    with bar("preparing the store") as show:
+        summary = prepare_store(get_corpus("demo").prepare(corpus), store, corpus="demo", progress=show)
+    progress.note(
+        f"{store}: {summary.utterances} synthetic utterances, {summary.hours:.2f} h, {summary.speakers} speakers"
+    )
+    if not (tokenizer / "tokenizer.json").is_file():
+        make_tokenizer(store, tokenizer, VOCAB_SIZE)
+    if (run / "evaluation.json").is_file():
+        progress.note(f"{run}: trained already; remove it to train again")
+    else:
+        config = make_config(PretrainConfig, RECIPE, {} if steps is None else {"steps": steps})
+        pretrain(
+            [store],
+            run,
+            config,
+            size=SIZE,
+            architecture=MODEL_DEFAULTS[SIZE],
+            tokenizer=tokenizer,
+            resume=(run / "config.json").is_file(),
+            progress=progress,
+        )
+    write_pretraining_report(run, [store], out / "report.html", title="CTAL demo")

@@ -1,0 +1,114 @@
+"""Packed attention equals attention of each utterance on its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ctal.attention import Lengths, attention_weights, packed_attention
+
+HEADS, WIDTH = 2, 4
+CPU = torch.device("cpu")
+
+utterances = st.lists(st.tuples(st.integers(0, 7), st.integers(1, 7)), min_size=1, max_size=5)
+"""Numbers of queries and of keys."""
+
+
+def draw(seed: int, *sizes: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, HEADS, WIDTH, dtype=torch.float64, generator=generator) for size in sizes]
+
+
+def softmax_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """One utterance by the definition, head by head and query by query."""
+    output = torch.zeros_like(query)
+    for head in range(HEADS):
+        for i in range(len(query)):
+            seen = i + 1 if causal else len(key)
+            scores = key[:seen, head] @ query[i, head] / WIDTH**0.5
+            weights = scores.exp() / scores.exp().sum()
+            output[i, head] = weights @ value[:seen, head]
+    return output
+
+
+@given(sizes=utterances, seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=50)
+def test_packed_attention_is_softmax_attention_of_each_utterance(sizes: list[tuple[int, int]], seed: int) -> None:
+    queries, keys = ([size[side] for size in sizes] for side in (0, 1))
+    query, key, value = draw(seed, sum(queries), sum(keys), sum(keys))
+
+    packed = packed_attention(query, key, value, Lengths(queries, CPU), Lengths(keys, CPU))
+
+    parts = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+    expected = torch.cat([softmax_attention(q, k, v, causal=False) for q, k, v in parts])
+    torch.testing.assert_close(packed, expected)
+
+
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=50)
+def test_a_causal_query_sees_keys_up_to_its_own(lengths: list[int], seed: int) -> None:
+    query, key, value = draw(seed, *[sum(lengths)] * 3)
+
+    packed = packed_attention(query, key, value, Lengths(lengths, CPU), Lengths(lengths, CPU), causal=True)
+
+    parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+    torch.testing.assert_close(packed, torch.cat([softmax_attention(q, k, v, causal=True) for q, k, v in parts]))
+
+
+@given(sizes=utterances, seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_weights_are_those_that_the_outputs_are_made_with(sizes: list[tuple[int, int]], seed: int) -> None:
+    queries, keys = ([size[side] for size in sizes] for side in (0, 1))
+    query, key, value = draw(seed, sum(queries), sum(keys), sum(keys))
+
+    weights = attention_weights(query, key, Lengths(queries, CPU), Lengths(keys, CPU))
+
+    for each in weights:
+        torch.testing.assert_close(each.sum(-1), torch.ones_like(each.sum(-1)))
+    parts = zip(weights, value.split(keys), strict=True)
+    outputs = torch.cat([torch.einsum("hqk,khd->qhd", each, values) for each, values in parts])
+    torch.testing.assert_close(outputs, packed_attention(query, key, value, Lengths(queries, CPU), Lengths(keys, CPU)))
+
+
+def test_dropout_drops_weights_and_keeps_their_mean() -> None:
+    torch.manual_seed(0)
+    query, key, value = draw(0, 2000, 9, 9)
+    query, value = torch.zeros_like(query), torch.ones_like(value)
+
+    attended = packed_attention(query, key, value, Lengths([2000], CPU), Lengths([9], CPU), dropout=0.3)
+
+    assert attended.std() > 0.1
+    assert attended.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_no_query_at_all_gives_no_output() -> None:
+    query, key, value = draw(0, 0, 5, 5)
+    attended = packed_attention(query, key, value, Lengths([0, 0], CPU), Lengths([2, 3], CPU))
+    assert attended.shape == (0, HEADS, WIDTH)
+
+
+def test_offsets_are_where_utterances_start() -> None:
+    lengths = Lengths([3, 1, 4], CPU)
+    assert lengths.offsets.tolist() == [0, 3, 4, 8]
+    assert lengths.offsets.dtype == torch.int32
+    assert lengths.longest == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: flash attention cannot run")
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attention_gives_what_the_cpu_gives(causal: bool) -> None:
+    lengths = [5, 1, 130, 64]
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(sum(lengths), HEADS, 64, generator=generator).bfloat16() for _ in range(3)]
+    on_cpu = packed_attention(
+        *[t.float() for t in tensors], Lengths(lengths, CPU), Lengths(lengths, CPU), causal=causal
+    )
+
+    device = torch.device("cuda")
+    on_cuda = Lengths(lengths, device)
+    flash = packed_attention(*[t.to(device) for t in tensors], on_cuda, on_cuda, causal=causal)
+
+    torch.testing.assert_close(flash.float().cpu(), on_cpu, atol=2e-2, rtol=2e-2)
