@@ -333,7 +333,7 @@ def test_killed_and_run_again_keeps_whole_shards_and_equals_uninterrupted(tmp_pa
     script.write_text(INTERRUPTED)
     # Workers hold the pipes too, so that this ends only when they have ended: none outlives a killed parent.
     command = [sys.executable, script, tmp_path / "audio", store, str(workers)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert "unfinished" in refusal(lambda: Store(store))
 
@@ -360,7 +360,7 @@ def test_a_killed_worker_ends_the_run_with_one_line_and_what_is_finished_is_kept
 
     begin = time.monotonic()
     assert "a worker process was killed" in refusal(run)
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 120
     assert list((tmp_path / "store" / "shards").glob("*.arrow"))
     assert prepare(utterances, tmp_path / "store").utterances == 80
 

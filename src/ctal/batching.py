@@ -202,7 +202,8 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     The corpus's own split where it has a validation part (its test part is left alone). Else whole speakers are held
     out, in an order given by a hash of their names, until `share` of the frames is reached; among those who have
     transcripts if anyone has, so that untranscribed recordings can join without changing what is held out; at most
-    about an hour. Where fewer than two speakers are named, an utterance counts as a speaker. Raises `InputError` for fewer than two utterances.
+    about an hour. Where fewer than two speakers are named, an utterance counts as a speaker. Raises
+    `InputError` for fewer than two utterances.
     """
     splits = np.array([name or "train" for name in corpus.splits])
     if (splits == "validation").any():

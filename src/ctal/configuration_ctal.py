@@ -15,9 +15,10 @@ from ctal.errors import InputError, did_you_mean
 
 _INHERITED = (
     *("name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels", "attn_implementation"),
-    *("output_attentions", "experts_implementation", "model_type"),
+    *("output_attentions", "experts_implementation", "model_type", "use_cache"),
 )
-"""Keyword arguments that transformers itself passes to a configuration beside its declared fields."""
+"""Keyword arguments that transformers itself passes to a configuration beside its declared fields; `use_cache` is what
+its `Trainer` leaves behind."""
 
 
 class _CheckedConfig(PreTrainedConfig):

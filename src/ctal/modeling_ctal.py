@@ -8,8 +8,8 @@ and put back only in outputs that a caller gets. Query, key and value are one ma
 wanted, the last audio layer computes queries and feed-forward for the masked frames alone, and the heads run on masked
 positions alone.
 
-Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S selected
-ones of those; D hidden size, F dimensions of a frame, V vocabulary. With `frame_stack` k a position of the audio encoder
+Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S
+selected ones of those; D hidden size, F dimensions of a frame, V vocabulary. With `frame_stack` k a position of the audio encoder
 stands for k frames, and there are ceil(T/k) of them.
 """
 
@@ -121,7 +121,7 @@ class SelfAttention(nn.Module):
         return self.output(attended.flatten(1), states_ND.index_select(0, selected.index))
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        return projected.view(len(projected), parts, self.heads, -1).unbind(1)
+        return projected.unflatten(1, (parts, self.heads, -1)).unbind(1)
 
 
 class CrossAttention(nn.Module):
@@ -139,8 +139,8 @@ class CrossAttention(nn.Module):
         self, states_ND: Tensor, lengths: Lengths, text: Packed, weights: list[list[Tensor]] | None = None
     ) -> Tensor:
         """(N, D) → (N, D); appends each utterance's attention weights to `weights` where a list is given."""
-        query = self.query(states_ND).view(len(states_ND), self.heads, -1)
-        key, value = self.key_value(text.values).view(len(text.values), 2, self.heads, -1).unbind(1)
+        query = self.query(states_ND).unflatten(1, (self.heads, -1))
+        key, value = self.key_value(text.values).unflatten(1, (2, self.heads, -1)).unbind(1)
         dropout = self.attention_dropout if self.training else 0.0
         if weights is not None:
             weights.append(attention_weights(query, key, lengths, text.lengths))
@@ -356,6 +356,7 @@ class CtalModel(CtalPreTrainedModel):
                 raise InputError("neither input_ids nor input_features given: a batch needs one of them")
             ends = torch.tensor([self.config.text.bos_token_id, self.config.text.eos_token_id])
             input_ids = ends.to(input_features.device).expand(len(input_features), 2)
+        _check_dimensions("input_ids", input_ids, "(B, L)")
         tokens = pack(input_ids, _checked_mask("attention_mask", attention_mask, input_ids))
         if tokens.lengths.longest > self.config.text.max_tokens:
             raise InputError(
@@ -363,6 +364,7 @@ class CtalModel(CtalPreTrainedModel):
             )
         if input_features is None:
             return tokens, None
+        _check_dimensions("input_features", input_features, "(B, T, F)")
         mask = _checked_mask("feature_attention_mask", feature_attention_mask, input_features[..., 0])
         if input_features.shape[2] != self.config.audio.feature_size:
             raise InputError(
@@ -388,6 +390,9 @@ class CtalModel(CtalPreTrainedModel):
 class CtalForPreTraining(CtalPreTrainedModel):
     """CTAL with masked language modelling and masked cross-modal acoustic modelling (paper, sections 3.2 and 3.3)."""
 
+    accepts_loss_kwargs = False
+    """Tells transformers' `Trainer` to average the losses of accumulated batches: `forward` does not know its counts,
+    and the `**_` would make it believe so."""
     _tied_weights_keys = {"text_head.decoder.weight": "ctal.text_encoder.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: CtalConfig) -> None:
@@ -450,10 +455,13 @@ class CtalForPreTraining(CtalPreTrainedModel):
                 if weights is not None:
                     output.cross_attentions = _padded_weights(weights, audio, text)
         if labels is not None:
+            _check_shape("labels", labels, text.shape)
             output.text_loss = self._text_loss(text, labels, token_count)
         if feature_labels is not None:
-            if frames is None or mask_time_indices is None:
+            if frames is None or mask_time_indices is None or input_features is None:
                 raise InputError("feature_labels need input_features and mask_time_indices")
+            _check_shape("feature_labels", feature_labels, input_features.shape)
+            _check_shape("mask_time_indices", mask_time_indices, input_features.shape[:2])
             output.audio_loss = self._audio_loss(frames, text, states, feature_labels, mask_time_indices, frame_count)
         losses = [loss for loss in (output.text_loss, output.audio_loss) if loss is not None]
         if losses:
@@ -513,12 +521,21 @@ def _at_least_one(count: Tensor | int) -> Tensor | int:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
+def _check_dimensions(name: str, values: Tensor, axes: str) -> None:
+    if values.ndim != axes.count(",") + 1 or values.numel() == 0:
+        raise InputError(f"{name} has shape {tuple(values.shape)}: it must be {axes}, none of them 0")
+
+
+def _check_shape(name: str, values: Tensor, shape: torch.Size) -> None:
+    if values.shape != shape:
+        raise InputError(f"{name} has shape {tuple(values.shape)}: it must be {tuple(shape)}, as its input")
+
+
 def _checked_mask(name: str, mask: Tensor | None, like: Tensor) -> Tensor:
     """`mask`, or ones like the (B, longest) tensor `like`; refuses empty utterances and padding that is not last."""
     if mask is None:
         return torch.ones(like.shape, dtype=torch.long, device=like.device)
-    if mask.shape != like.shape:
-        raise InputError(f"{name} has shape {tuple(mask.shape)}, its input {tuple(like.shape)}")
+    _check_shape(name, mask, like.shape)
     mask = mask.long()
     if not bool(mask[:, 0].all()) or bool((mask[:, 1:] > mask[:, :-1]).any()):
         raise InputError(f"{name} must be ones, at least one, then zeros in each row: padding belongs on the right")
