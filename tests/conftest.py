@@ -1,11 +1,18 @@
-"""Shared facts of the tests: where the optional recordings lie, one thread a worker, no network."""
+"""Shared facts of the tests: where the optional recordings lie, one thread a worker, no network, a tiny corpus."""
 
+import json
+import multiprocessing
 import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY.parent / "shared" / "reference"
@@ -23,3 +30,174 @@ def _one_thread_a_worker():
     import torch
 
     torch.set_num_threads(1)
+
+
+# A tiny corpus, and `ctal` run on it ------------------------------------------------------------------------------
+
+WORDS = [
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "red",
+    "green",
+    "blue",
+    "tea",
+    "milk",
+]
+SPEAKERS = 6
+
+
+@dataclass(frozen=True)
+class TinyCorpus:
+    """24 tones in noise of 0.3–2.5 s: 6 speakers, 4 utterances each, of which every speaker's last has no text."""
+
+    manifest: Path
+    store: Path
+    tokenizer: Path
+
+
+def record(path: Path, seconds: float, pitch: float = 200.0, seed: int = 0) -> Path:
+    """A tone that rises, in noise, at 16 kHz."""
+    import numpy as np
+    import soundfile
+
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(16_000 * seconds)) / 16_000
+    wave = 0.3 * np.sin(2 * np.pi * pitch * (1 + 0.5 * time) * time) + rng.normal(0, 0.02, len(time))
+    soundfile.write(path, wave, 16_000)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
+    import numpy as np
+
+    from ctal.corpora import get_corpus
+    from ctal.pretrain import make_tokenizer
+    from ctal.store import prepare_store
+
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(7)
+    lines = []
+    for number in range(24):
+        speaker = number % SPEAKERS
+        seconds = float(rng.uniform(0.3, 2.5))
+        audio = record(folder / f"u{number:02d}.flac", seconds, pitch=120 + 40 * speaker, seed=number)
+        text = " ".join(rng.choice(WORDS, 1 + int(3 * seconds))) if number < 18 else None
+        lines.append({"audio": audio.name, "text": text, "speaker": f"speaker {speaker}"})
+    manifest = folder / "tiny.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    store, tokenizer = folder / "store", folder / "tokenizer"
+    prepare_store(get_corpus("manifest").prepare(manifest), store, corpus="tiny", workers=1)
+    make_tokenizer(store, tokenizer, 280)
+    return TinyCorpus(manifest, store, tokenizer)
+
+
+NANO = {"steps": 20, "batch_frames": 400, "learning_rate": 2e-3, "checkpoint_every": 10, "log_every": 1, "workers": 0}
+"""A run of seconds: about 6 utterances a step, 4 steps an epoch."""
+
+
+def pretrain_arguments(tiny: TinyCorpus, out: Path, *more: str, **settings: object) -> list[str]:
+    """Arguments of `ctal` for a nano run without dropout; `settings` win over `NANO`."""
+    fields = {**NANO, "hidden_dropout_prob": 0, **settings}
+    pairs = [part for name, value in fields.items() for part in ("--set", f"{name}={value}")]
+    fixed = ["pretrain", str(tiny.store), "--out", str(out), "--tokenizer", str(tiny.tokenizer), "--size", "nano"]
+    return [*fixed, *pairs, *more]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process of `ctal` that has ended."""
+
+    code: int
+    """Its exit code, or minus the signal that killed it."""
+    output: str
+    errors: str
+
+
+class CtalProcess:
+    """`ctal ARGUMENTS` in a process of its own: a fork of a server that has imported everything, so it starts at once.
+
+    `die_at` makes it kill itself: `("step", n)` when step n is done, `("file", n)` at the n-th time that it opens,
+    makes, moves or removes something in its run, and `("term", n)` is SIGTERM to itself after step n.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, die_at: tuple[str, int] | None = None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["ctal.cli", "ctal.pretrain", "ctal.console"])
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = folder / "stdout", folder / "stderr"
+        self.process = context.Process(target=_run_ctal, args=(list(arguments), self.files, die_at))
+        self.process.start()
+
+    @property
+    def group(self) -> int:
+        assert self.process.pid
+        return self.process.pid
+
+    def wait(self, seconds: float = 120) -> Finished:
+        self.process.join(seconds)
+        if self.process.is_alive():
+            os.killpg(self.group, signal.SIGKILL)
+            raise TimeoutError(f"ctal did not end within {seconds} s: {self.files[1].read_text()}")
+        assert self.process.exitcode is not None
+        return Finished(self.process.exitcode, *(file.read_text() for file in self.files))
+
+
+def _run_ctal(arguments: list[str], files: tuple[Path, Path], die_at: tuple[str, int] | None) -> None:
+    import torch
+
+    from ctal.cli import main
+    from ctal.console import TrainingProgress
+
+    os.setsid()
+    torch.set_num_threads(1)
+    for number, file in enumerate(files, start=1):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = ["ctal", *arguments]
+    if die_at and die_at[0] == "file":
+        run = arguments[arguments.index("--out") + 1]
+        _kill_at_file_event(run, die_at[1])
+    elif die_at:
+        original, fatal = TrainingProgress.step, signal.SIGTERM if die_at[0] == "term" else signal.SIGKILL
+
+        def step(self: TrainingProgress, done: int, speed: float, losses: Mapping[str, float]) -> None:
+            original(self, done, speed, losses)
+            if done == die_at[1]:
+                os.kill(os.getpid(), fatal)
+
+        TrainingProgress.step = step
+    main()
+
+
+def _kill_at_file_event(folder: str, number: int) -> None:
+    """Python tells audit hooks of every file operation, before it is done."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        if event.startswith(("open", "os.", "shutil.")) and arguments and str(arguments[0]).startswith(folder):
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def losses(run: Path, kind: str = "train") -> dict[int, dict[str, float]]:
+    """Step → the losses that `run` logged."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        row["step"]: {name: value for name, value in row.items() if name.endswith("loss")}
+        for row in rows
+        if row["kind"] == kind
+    }

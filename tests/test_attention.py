@@ -90,6 +90,14 @@ def test_no_query_at_all_gives_no_output() -> None:
     assert attended.shape == (0, HEADS, WIDTH)
 
 
+def test_without_queries_keys_and_values_still_have_gradients() -> None:
+    query, key, value = (tensor.requires_grad_() for tensor in draw(0, 0, 5, 5))
+    packed_attention(query, key, value, Lengths([0, 0], CPU), Lengths([2, 3], CPU)).sum().backward()
+    for tensor in (key, value):
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+
+
 def test_offsets_are_where_utterances_start() -> None:
     lengths = Lengths([3, 1, 4], CPU)
     assert lengths.offsets.tolist() == [0, 3, 4, 8]
@@ -102,13 +110,26 @@ def test_offsets_are_where_utterances_start() -> None:
 def test_flash_attention_gives_what_the_cpu_gives(causal: bool) -> None:
     lengths = [5, 1, 130, 64]
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(sum(lengths), HEADS, 64, generator=generator).bfloat16() for _ in range(3)]
-    on_cpu = packed_attention(
-        *[t.float() for t in tensors], Lengths(lengths, CPU), Lengths(lengths, CPU), causal=causal
-    )
+    query, key, value = (torch.randn(sum(lengths), HEADS, 64, generator=generator).bfloat16() for _ in range(3))
+    on_cpu = Lengths(lengths, CPU)
+    expected = packed_attention(query.float(), key.float(), value.float(), on_cpu, on_cpu, causal=causal)
 
     device = torch.device("cuda")
     on_cuda = Lengths(lengths, device)
-    flash = packed_attention(*[t.to(device) for t in tensors], on_cuda, on_cuda, causal=causal)
+    flash = packed_attention(query.to(device), key.to(device), value.to(device), on_cuda, on_cuda, causal=causal)
 
-    torch.testing.assert_close(flash.float().cpu(), on_cpu, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(flash.float().cpu(), expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("longest", [8, 600])
+def test_half_precision_is_close_to_fp32_and_stays_half(longest: int) -> None:
+    """Short and long utterances are computed in different ways on a CPU."""
+    lengths = Lengths([3, longest], CPU)
+    query, key, value = (tensor.float() for tensor in draw(0, *[3 + longest] * 3))
+
+    half = packed_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), lengths, lengths)
+
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        half.float(), packed_attention(query, key, value, lengths, lengths), atol=3e-2, rtol=3e-2
+    )

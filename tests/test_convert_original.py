@@ -89,7 +89,7 @@ def content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     module.WarmupLinearSchedule = schedule  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "m2p_optimization", module)
     instance = schedule()
-    instance.warmup = 0.07
+    instance.__dict__.update(warmup=0.07)
 
     number = Numbered()
     text = encoder(number, "roberta", 512, ("attention",)) | head(number, "lm_head", VOCAB)

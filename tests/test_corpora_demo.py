@@ -63,10 +63,10 @@ def test_sentiment_is_on_its_scale_and_is_the_word_class_without_a_marker():
 
 
 def test_ceilings_equal_the_best_of_all_decision_rules_on_the_sound():
-    prior = {y: sum(p for c, p in CELLS.items() if emotion(c) == y) for y in STYLES}
+    prior: dict[str, float] = {y: sum(p for c, p in CELLS.items() if emotion(c) == y) for y in STYLES}
     accuracy, recall = 0.0, 0.0
     for rule in product(STYLES, repeat=len(STYLES)):
-        hits = dict.fromkeys(STYLES, 0.0)
+        hits: dict[str, float] = dict.fromkeys(STYLES, 0.0)
         for cell, p in CELLS.items():
             if rule[STYLES.index(cell.style)] == emotion(cell):
                 hits[emotion(cell)] += p

@@ -60,7 +60,8 @@ def packed_attention(
     if len(query_NHD) == 0:
         # Nothing to compute, but keys and values stay in the graph: DDP wants a gradient of every parameter.
         return query_NHD + (key_MHD.sum() + value_MHD.sum())
-    if query_NHD.is_cuda and query_NHD.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+    is_half = query_NHD.dtype in (torch.float16, torch.bfloat16)
+    if query_NHD.is_cuda and is_half and dropout == 0.0:
         from torch.nn.attention.varlen import varlen_attn
 
         attended = varlen_attn(
@@ -76,7 +77,7 @@ def packed_attention(
         assert isinstance(attended, Tensor)
         return attended
     # On a CPU, half-precision attention over few keys is slower than in fp32, its backward pass by a factor of 3 to 5.
-    if query_NHD.device.type == "cpu" and key_lengths.longest < SHORT_ON_CPU:
+    if query_NHD.device.type == "cpu" and is_half and key_lengths.longest < SHORT_ON_CPU:
         with torch.autocast("cpu", enabled=False):
             fp32 = (query_NHD.float(), key_MHD.float(), value_MHD.float())
             return _attend_one_by_one(*fp32, query_lengths, key_lengths, causal, dropout).to(query_NHD.dtype)
@@ -109,7 +110,7 @@ def _attend_one_by_one(
         for query, key, value in utterances
         if len(query)
     ]
-    return torch.cat(attended) if attended else query_NHD
+    return torch.cat(attended)
 
 
 def attention_weights(query_NHD: Tensor, key_MHD: Tensor, query_lengths: Lengths, key_lengths: Lengths) -> list[Tensor]:

@@ -207,6 +207,8 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     """
     splits = np.array([name or "train" for name in corpus.splits])
     if (splits == "validation").any():
+        if not (splits == "train").any():
+            raise InputError("the corpus has a validation part but nothing to train on: add its training part")
         return Split(
             np.flatnonzero(splits == "train"), np.flatnonzero(splits == "validation"), "the corpus's own split"
         )
@@ -231,7 +233,7 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     before = np.cumsum(frames[order]) - frames[order]
     held = [
         number
-        for number, reached in zip(order, before, strict=True)
+        for number, reached in list(zip(order, before, strict=True))[:-1]  # someone must be left to train on
         if reached < min(share * frames.sum(), MAX_HELD_OUT)
     ]
     is_held = np.isin(owner_of, held)
@@ -320,7 +322,10 @@ def _mask(lengths: Sequence[int]) -> Tensor:
 
 
 def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> Iterator[dict[str, Tensor]]:
-    """The batches of `microbatches`, in order, made by `workers` processes ahead of time (0: in this one)."""
+    """The batches of `microbatches`, in order, made by `workers` processes ahead of time (0: in this one).
+
+    Raises what making one raised, also in a worker.
+    """
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -329,4 +334,9 @@ def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> 
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except InputError as error:
+        # A worker's comes with its traceback as its message, of which the last line is ours.
+        message = str(error).strip().splitlines()[-1]
+        raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None

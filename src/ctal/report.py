@@ -244,7 +244,7 @@ def _example(objective: PretrainingObjective, row: int) -> _Example:
 @dataclass(frozen=True)
 class _Word:
     text: str
-    positions: tuple[int, ...]
+    positions: Sequence[int]
     """Its tokens."""
 
 
@@ -256,7 +256,7 @@ def _words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[_Word
         if is_special or position == 0 or ids[position - 1] < len(SPECIAL_TOKENS) or _starts_word(token_id, tokenizer):
             groups.append([])
         groups[-1].append(position)
-    return [_Word(str(tokenizer.decode([ids[i] for i in group])).strip(), tuple(group)) for group in groups]
+    return [_Word(str(tokenizer.decode([ids[i] for i in group])).strip(), group) for group in groups]
 
 
 def _starts_word(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -266,8 +266,8 @@ def _starts_word(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _token_text(token_id: int, tokenizer: PreTrainedTokenizerBase, *, inside_word: bool) -> str:
-    """A token as people read it: "…" before one that goes on with a word, "␣" for a bare space."""
-    text = str(tokenizer.decode([token_id])).strip() or "␣"
+    """A token as people read it: "…" before one that goes on with a word."""
+    text = str(tokenizer.decode([token_id])).strip() or "(space)"
     return f"…{text}" if inside_word else text
 
 
@@ -287,7 +287,7 @@ def _header(
     layers = f"{config.text.num_hidden_layers} text + {config.audio.num_hidden_layers} audio layers"
     last_step, hours = metrics[-1]["step"], provenance["audio_hours"]
     facts = [
-        ("Model", f"{parameters / 1e6:,.1f} M parameters", f"{layers}, hidden {config.hidden_size}"),
+        ("Model", f"{parameters / 1e6:,.1f} M", f"parameters; {layers}, hidden size {config.hidden_size}"),
         ("Training data", f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min", f"of {', '.join(corpora)}"),
         ("Training", f"{last_step:,} steps", f"of {provenance['config']['steps']:,} planned"),
         ("Shown here", f"step {provenance['step']:,}", "the best one on held-out data"),
@@ -319,8 +319,8 @@ def _header(
         _element(
             "p",
             "A CTAL model reads a recording of speech together with its transcript. To learn how, it had to guess "
-            "words and stretches of sound that were masked, that is, hidden from it. This page shows how well it guesses "
-            "on recordings that it was not trained on.",
+            "words and stretches of sound that were masked, that is, hidden from it. This page shows how well it "
+            "guesses on recordings that it was not trained on.",
         ),
         synthetic if "demo" in corpora else Html(),
         _element(
@@ -475,28 +475,20 @@ class _Plot:
 
 def _final_figures(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], best_step: int) -> Html:
     """A table of held-out losses at the start, of the model shown, and at the end, beside training's at the end."""
-    best = [row for row in validation if row["step"] == best_step]
-    columns = {
-        f"held-out, {name} (step {row['step']:,})": row
-        for name, row in (("first", validation[0]), *(("shown here", row) for row in best), ("last", validation[-1]))
-    }
-    ending = train[-_bin_size(len(train)) :]
-    header = _element("tr", _element("th", "Loss"), *(_element("th", name, scope="col") for name in columns))
-    rows = [
-        _element(
-            "tr",
-            _element("th", loss.name, _element("small", loss.unit, class_="note"), scope="row"),
-            *(_element("td", f"{row[loss.key]:.4f}") for row in columns.values()),
-        )
-        for loss in LOSSES
+    moments = {row["step"]: f"held out, step {row['step']:,}" for row in (validation[0], validation[-1])}
+    moments[best_step] = f"held out, step {best_step:,} (the model shown here)"
+    figures = [
+        (moments[row["step"]], [row[loss.key] for loss in LOSSES]) for row in validation if row["step"] in moments
     ]
-    latest = "; ".join(
-        f"{loss.name} {np.mean(values):.4f}"
-        for loss in LOSSES
-        if (values := [row[loss.key] for row in ending if row[loss.key] != 0])
+    ending = train[-_bin_size(len(train)) :]
+    measured = [[row[loss.key] for row in ending if row[loss.key] != 0] for loss in LOSSES]
+    figures.append(("training, at the end", [float(np.mean(each)) if each else math.nan for each in measured]))
+    header = _element("tr", _element("th", "Loss"), *(_element("th", loss.name, scope="col") for loss in LOSSES))
+    rows = (
+        _element("tr", _element("th", name, scope="row"), *(_element("td", _number(value)) for value in values))
+        for name, values in figures
     )
-    note = _element("p", f"In training, at the end: {latest}.", class_="note") if latest else Html()
-    return _join(_element("table", _element("thead", header), _element("tbody", *rows)), note)
+    return _element("table", _element("thead", header), _element("tbody", *rows))
 
 
 def _comparisons_section(comparisons: Sequence[Comparison], step: int) -> Html:
@@ -508,7 +500,7 @@ def _comparisons_section(comparisons: Sequence[Comparison], step: int) -> Html:
             "p",
             f"The model of step {step:,} and a simple reference guess the same masked words and frames of the held-out "
             "utterances. The gain is the reference's error minus the model's, utterance by utterance: right of 0 the "
-            "model is better. Bars are 95 % intervals of the mean over utterances.",
+            "model is better. Bars are 95% intervals of the mean over utterances.",
         ),
         *(_comparison_table([each for each in shown if each.unit == unit], unit) for unit in units),
     )
@@ -535,7 +527,7 @@ def _listening_section(comparisons: Sequence[Comparison]) -> Html:
 def _comparison_table(comparisons: Sequence[Comparison], unit: str) -> Html:
     ends = [end for each in comparisons for end in (each.gain.low, each.gain.high, each.gain.mean)]
     finite = [end for end in ends if math.isfinite(end)]
-    scale = _Scale(MaxNLocator(4).tick_values(min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)))
+    scale = _Scale(MaxNLocator(3).tick_values(min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)))
     names = ("What is masked, and the reference", "Model", "Reference", "Gain")
     header = _element("tr", *(_element("th", name, scope="col") for name in names), _element("th", class_="plot"))
     rows = []
@@ -582,7 +574,7 @@ class _Scale:
 
     ticks: Sequence[float]
 
-    WIDTH, MARGIN = 240, 14
+    WIDTH, MARGIN = 240, 20
 
     def x(self, value: float) -> float:
         share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
@@ -592,10 +584,11 @@ class _Scale:
         gain, zero = comparison.gain, self.x(0)
         marks = [_element("line", x1=zero, x2=zero, y1=0, y2=28, class_="zero")]
         if math.isfinite(gain.low):
-            ends = {"x1": self.x(gain.low), "x2": self.x(gain.high)}
-            marks.append(_element("line", **ends, y1=14, y2=14, class_="interval"))
+            left, width = self.x(gain.low), round(self.x(gain.high) - self.x(gain.low), 1)
+            marks.append(_element("rect", x=left, width=width, y=9, height=10, class_="interval"))
         if math.isfinite(gain.mean):
-            marks.append(_element("circle", cx=self.x(gain.mean), cy=14, r=5, class_="mean"))
+            middle = self.x(gain.mean)
+            marks.append(_element("line", x1=middle, x2=middle, y1=6, y2=22, class_="mean"))
         return _element("svg", *marks, viewBox=f"0 0 {self.WIDTH} 28", role="img", aria_label=description)
 
     def axis(self) -> Html:
@@ -636,7 +629,7 @@ def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokeniz
             f"{len(examples)} utterances, chosen by their length alone, of speakers or recordings that were not in the "
             "training data. Pictures show sound over time, low to high frequency from bottom to top, as the model gets "
             "it: normalised, in standard deviations of each frequency. White lines below an orange bar mark the masked "
-            "stretches; of their frames 80 % are blanked, 10 % swapped for another frame and 10 % kept.",
+            "stretches; of their frames 80% are blanked, 10% swapped for another frame and 10% kept.",
         ),
         _colour_bar("viridis", f"≤ −{FEATURE_RANGE}", f"≥ {FEATURE_RANGE} standard deviations"),
         _element(
@@ -648,7 +641,7 @@ def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokeniz
             _element("code", "</s>"),
             " are the start and end of the text. Marked words were masked, in whole or in part.",
         ),
-        _colour_bar("magma", "0 %", f"{strongest:.0%} of a frame's attention"),
+        _colour_bar("magma", "0%", f"{strongest:.0%} of a frame's attention"),
         *(_example_section(each, tokenizer, frame_rate, strongest) for each in examples),
     )
 
@@ -757,7 +750,7 @@ def _spectrogram(example: _Example, caption: str, features: Tensor) -> Html:
 
 def _word_attention(example: _Example, words: Sequence[_Word]) -> Tensor:
     """(T, L) attention to tokens → (T, words)."""
-    return torch.stack([example.attention[:, list(word.positions)].sum(1) for word in words], dim=1)
+    return torch.stack([example.attention[:, word.positions].sum(1) for word in words], dim=1)
 
 
 def _attention_picture(example: _Example, words: Sequence[_Word], strongest: float) -> Html:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import REFERENCE, needs_reference
 
+from conftest import REFERENCE, needs_reference
 from ctal.masking import mask_frames
 
 pytestmark = needs_reference

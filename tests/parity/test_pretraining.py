@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import REFERENCE, needs_reference
 from safetensors.torch import load_file
 from torch import Tensor
 
+from conftest import REFERENCE, needs_reference
 from ctal import CtalForPreTraining
 from ctal.convert_original import convert_checkpoint
 
