@@ -34,23 +34,7 @@ def _one_thread_a_worker():
 
 # A tiny corpus, and `ctal` run on it ------------------------------------------------------------------------------
 
-WORDS = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "red",
-    "green",
-    "blue",
-    "tea",
-    "milk",
-]
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "red", "green", "blue", "tea", "milk")
 SPEAKERS = 6
 
 

@@ -37,11 +37,11 @@ from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.masking import IGNORED
 from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.processing_ctal import CtalProcessor
-from ctal.recipes import PretrainConfig
+from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
 
-Layout = tuple[tuple[int, int], ...]
-"""What is done in a step: (ranks, accumulation)."""
+Rows = Sequence[tuple[str | None, int, bool, str | None]]
+"""(speaker, frames, has text, split) of each utterance."""
 
 LENGTHS = np.random.default_rng(3).integers(24, 200, 150)
 
@@ -175,7 +175,7 @@ def test_shards_are_read_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None
 class Table:
     """Stands in for a store of which only the index is asked for."""
 
-    def __init__(self, rows: Sequence[tuple[str | None, int, bool, str | None]]) -> None:
+    def __init__(self, rows: Rows) -> None:
         speakers, frames, has_text, splits = (list(column) for column in zip(*rows, strict=True))
         self.index = SimpleNamespace(
             ids=[f"u{number}" for number in range(len(rows))],
@@ -190,8 +190,7 @@ class Table:
         return len(self.index.ids)
 
 
-def table(rows: Sequence[tuple[str | None, int, bool, str | None]]) -> Corpus:
-    """A corpus of (speaker, frames, has text, split)."""
+def table(rows: Rows) -> Corpus:
     return Corpus([cast(Store, Table(rows))])
 
 
@@ -210,9 +209,7 @@ def speakers_of(corpus: Corpus, rows: np.ndarray) -> set[str | None]:
     share=st.floats(0.01, 0.99),
 )
 @settings(deadline=None)
-def test_every_row_is_in_one_part_none_is_empty_and_no_speaker_is_in_both(
-    rows: list[tuple[str | None, int, bool, str | None]], share: float
-) -> None:
+def test_every_row_is_in_one_part_none_is_empty_and_no_speaker_is_in_both(rows: Rows, share: float) -> None:
     corpus = table(rows)
     try:
         train, validation, _ = hold_out(corpus, share)
@@ -283,7 +280,7 @@ def test_without_speakers_whole_utterances_are_held_out() -> None:
     ids=["one utterance", "test only", "validation without train"],
 )
 def test_too_little_to_train_and_to_validate_on_is_refused(
-    rows: list[tuple[str | None, int, bool, str | None]],
+    rows: Rows,
 ) -> None:
     with pytest.raises(InputError):
         hold_out(table(rows), 0.1)
@@ -299,7 +296,7 @@ def processor(tiny: TinyCorpus) -> CtalProcessor:
 
 def dataset_of(tiny: TinyCorpus, processor: CtalProcessor, max_frames: int = 3000, seed: int = 0) -> PretrainingDataset:
     corpus = Corpus([Store(tiny.store)])
-    return make_dataset(corpus, processor, PretrainConfig(), max_frames=max_frames, seed=seed)
+    return make_dataset(corpus, processor, make_config(PretrainConfig), max_frames=max_frames, seed=seed)
 
 
 def some_batches(dataset: PretrainingDataset, workers: int, epochs: int = 2) -> list[dict[str, Tensor]]:
@@ -315,6 +312,7 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_a_batch_built_twice_is_identical_on_0_1_and_4_workers(tiny: TinyCorpus, processor: CtalProcessor) -> None:
     dataset = dataset_of(tiny, processor)
     first = some_batches(dataset, workers=0)
@@ -332,7 +330,7 @@ def test_masks_differ_between_epochs_and_seeds_and_the_data_below_them_does_not(
     for one, other in zip(batches[:4], batches[4:], strict=True):
         assert torch.equal(one["feature_labels"], other["feature_labels"])
         assert not torch.equal(one["mask_time_indices"], other["mask_time_indices"])
-        if (one["input_ids"].shape[1]) > 2:
+        if one["input_ids"].shape[1] > 2:  # the last batch has no transcripts
             assert not torch.equal(one["labels"], other["labels"])
     reseeded = some_batches(dataset_of(tiny, processor, seed=1), workers=0, epochs=1)
     assert not torch.equal(batches[0]["mask_time_indices"], reseeded[0]["mask_time_indices"])

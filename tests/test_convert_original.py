@@ -85,11 +85,10 @@ def head(number: Numbered, name: str, outputs: int) -> dict[str, Tensor]:
 def content(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the authors' code saves, the objects of classes that we do not have included."""
     module = types.ModuleType("m2p_optimization")
-    schedule = type("WarmupLinearSchedule", (), {"__module__": "m2p_optimization"})
+    schedule = type("WarmupLinearSchedule", (argparse.Namespace,), {"__module__": "m2p_optimization"})
     module.WarmupLinearSchedule = schedule  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "m2p_optimization", module)
-    instance = schedule()
-    instance.__dict__.update(warmup=0.07)
+    instance = schedule(warmup=0.07)
 
     number = Numbered()
     text = encoder(number, "roberta", 512, ("attention",)) | head(number, "lm_head", VOCAB)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,17 +54,18 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], sta
             shutil.rmtree(path)
         aside.rename(path)
         _sync(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or mend its rights"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be written ({reason}); free space or mend its rights") from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint after checking its manifest; raises `InputError` where a file is missing or differs."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest, dict) or "state.json" not in manifest:
+            raise ValueError("not the manifest of a checkpoint")
     except (OSError, ValueError):
         raise InputError(f"{path}: not a checkpoint ({MANIFEST} is missing or damaged); remove this folder") from None
     for name, expected in manifest.items():

@@ -152,22 +152,29 @@ def write_pretraining_report(run: Path, stores: Sequence[Path], out: Path, *, ti
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of the log, of which one at least is a validation."""
     rows = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise InputError(f"{path}: line {number} is not JSON; `ctal pretrain … --resume` mends it") from None
+            row = json.loads(line)
+            needed = ("step", *(loss.key for loss in LOSSES))
+            is_sound = row["kind"] in ("train", "validation") and all(math.isfinite(row[name]) for name in needed)
+        except (KeyError, TypeError, ValueError):
+            is_sound = False
+        if not is_sound:
+            raise InputError(f"{path}: line {number} is damaged; `ctal pretrain … --resume` mends it")
+        rows.append(row)
     if not any(row["kind"] == "validation" for row in rows):
-        raise InputError(f"{path}: no validation in it yet; let the run go on until its first one")
+        raise InputError(f"{path}: no validation in it; give the folder of a run that has come to its first one")
     return rows
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
     try:
-        return json.loads(_read_text(path))
+        return json.loads(text)
     except ValueError:
-        raise InputError(f"{path}: not JSON; let `ctal pretrain` write it anew") from None
+        raise InputError(f"{path}: not JSON; let `ctal pretrain … --resume` write it anew") from None
 
 
 def _read_text(path: Path) -> str:
@@ -407,9 +414,8 @@ def _curve(
     everything = [value for part in values for value in part] + [value for _, value in held_out]
     low, high = min(everything), max(everything)
     from_zero = low < high / 2
-    y_ticks = MaxNLocator(5).tick_values(0.0 if from_zero else low, high)
-    x_ticks = MaxNLocator(4, integer=True).tick_values(0, max(1, validation[-1]["step"], *steps))
-    plot = _Plot(x_ticks, y_ticks)
+    y_ticks = _ticks(0.0 if from_zero else low, high, 5)
+    plot = _Plot(_ticks(0, max(1, validation[-1]["step"], *steps), 4), y_ticks)
     marks = [
         _element("path", d=plot.area(steps, list(map(min, values)), list(map(max, values))), class_="range"),
         _element("path", d=plot.line(zip(steps, map(np.mean, values), strict=True)), class_="training"),
@@ -428,6 +434,12 @@ def _curve(
     return _element(
         "figure", _element("figcaption", heading), plot.svg(marks, description), _element("p", axis, class_="note")
     )
+
+
+def _ticks(low: float, high: float, intervals: int) -> Sequence[float]:
+    """Round numbers that enclose `low` … `high`, in about so many intervals."""
+    margin = 0.0 if high > low else abs(high) / 10 or 1.0
+    return MaxNLocator(intervals).tick_values(low - margin, high + margin)
 
 
 @dataclass(frozen=True)
@@ -527,7 +539,7 @@ def _listening_section(comparisons: Sequence[Comparison]) -> Html:
 def _comparison_table(comparisons: Sequence[Comparison], unit: str) -> Html:
     ends = [end for each in comparisons for end in (each.gain.low, each.gain.high, each.gain.mean)]
     finite = [end for end in ends if math.isfinite(end)]
-    scale = _Scale(MaxNLocator(3).tick_values(min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)))
+    scale = _Scale(_ticks(min(0.0, *finite, 0.0), max(0.0, *finite, 0.0), 3))
     names = ("What is masked, and the reference", "Model", "Reference", "Gain")
     header = _element("tr", *(_element("th", name, scope="col") for name in names), _element("th", class_="plot"))
     rows = []
@@ -574,7 +586,7 @@ class _Scale:
 
     ticks: Sequence[float]
 
-    WIDTH, MARGIN = 240, 20
+    WIDTH, MARGIN, LABEL_WIDTH = 240, 20, 34
 
     def x(self, value: float) -> float:
         share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
@@ -592,15 +604,16 @@ class _Scale:
         return _element("svg", *marks, viewBox=f"0 0 {self.WIDTH} 28", role="img", aria_label=description)
 
     def axis(self) -> Html:
-        ends = {"x1": self.x(self.ticks[0]), "x2": self.x(self.ticks[-1])}
-        parts = [_element("line", **ends, y1=1, y2=1, class_="grid")]
+        line = {"x1": self.x(self.ticks[0]), "x2": self.x(self.ticks[-1])}
+        parts = [_element("line", **line, y1=1, y2=1, class_="grid")]
         for tick in self.ticks:
             x = self.x(tick)
-            parts += [
-                _element("line", x1=x, x2=x, y1=1, y2=5, class_="grid"),
-                _element("text", _minus(f"{tick:.3g}"), x=x, y=16, text_anchor="middle"),
-            ]
-        return _element("svg", *parts, viewBox=f"0 0 {self.WIDTH} 20", aria_hidden="true")
+            parts.append(_element("line", x1=x, x2=x, y1=1, y2=5, class_="grid"))
+        ends = [tick for tick in (self.ticks[0], self.ticks[-1]) if abs(self.x(tick) - self.x(0)) > self.LABEL_WIDTH]
+        labels = (
+            _element("text", _minus(f"{tick:.3g}"), x=self.x(tick), y=16, text_anchor="middle") for tick in (0.0, *ends)
+        )
+        return _element("svg", *parts, *labels, viewBox=f"0 0 {self.WIDTH} 20", aria_hidden="true")
 
 
 def _interval(interval: Interval) -> tuple[str, Html]:
