@@ -143,6 +143,7 @@ def _run_ctal(arguments: list[str], files: tuple[Path, Path], die_at: tuple[str,
 
     os.setsid()
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # the loader's workers start as they do outside the tests
     for number, file in enumerate(files, start=1):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)

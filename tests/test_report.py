@@ -196,10 +196,11 @@ def test_a_masked_picture_is_blank_in_its_spans_and_the_other_two_differ_only_th
 
 
 def test_transcripts_are_whole_with_their_masked_tokens_marked(page: str) -> None:
+    # The three held-out recordings with a transcript have the last two sentences.
     transcripts = re.findall(r'<p class="transcript">(.*?)</p>', page)
-    plain = {" ".join(Reader(each).words.split()) for each in transcripts}
+    shown = {" ".join(Reader(each).words.split()) for each in transcripts}
 
-    assert plain == {" ".join(re.sub(r"[^a-z' ]", " ", sentence).split()) for sentence in SENTENCES}
+    assert shown == {" ".join(re.sub(r"[^a-z' ]", " ", sentence).split()) for sentence in SENTENCES[1:]}
     assert all("<mark>" in each for each in transcripts)
 
 
@@ -256,7 +257,7 @@ def test_a_missing_file_is_named_with_the_mend(name: str, run: Path, store: Path
 def test_a_damaged_file_is_refused(name: str, text: str, run: Path, store: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     (copy / name).write_text(text)
-    assert name.removeprefix("model/") in refusal(copy, [store], tmp_path / "report.html")
+    assert str(copy / name) in refusal(copy, [store], tmp_path / "report.html")
 
 
 def test_stores_of_another_run_are_refused(run: Path, store: Path, tmp_path: Path) -> None:

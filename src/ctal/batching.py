@@ -12,7 +12,8 @@ work of the ranks, and a step is dealt out so that their frames are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -321,10 +322,16 @@ def _mask(lengths: Sequence[int]) -> Tensor:
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
-def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> Iterator[dict[str, Tensor]]:
+def _leave_signals_to_parent(worker: int) -> None:
+    """`timeout`, Slurm and systemd signal a whole group: the parent needs its workers until its step is done."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> Generator[dict[str, Tensor]]:
     """The batches of `microbatches`, in order, made by `workers` processes ahead of time (0: in this one).
 
-    Raises what making one raised, also in a worker.
+    Raises what making one raised, also in a worker. Close it (`contextlib.closing`), or its workers may stay.
     """
     loader = DataLoader(
         dataset,
@@ -333,6 +340,7 @@ def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> 
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_parent,
     )
     try:
         yield from loader

@@ -3,20 +3,19 @@
 Source: Li et al., "CTAL: Pre-training Cross-modal Transformer for Audio-and-Language Representations", EMNLP 2021,
 section 3.1 (encoders) and 3.2–3.3 (heads).
 
-Inside the model the utterances of a batch stand one behind the other, without padding: padding is removed on the way in
-and put back only in outputs that a caller gets. Query, key and value are one matrix product. Where only the losses are
-wanted, the last audio layer computes queries and feed-forward for the masked frames alone, and the heads run on masked
-positions alone.
+Inside the model the utterances of a batch stand one behind the other, without padding: padding is removed on the way
+in and put back only in outputs that a caller gets. Query, key and value are one matrix product. Where only the losses
+are wanted, the last audio layer computes queries and feed-forward for the masked frames alone, and the heads run on
+masked positions alone.
 
 Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S
-selected ones of those; D hidden size, F dimensions of a frame, V vocabulary. With `frame_stack` k a position of the audio encoder
-stands for k frames, and there are ceil(T/k) of them.
+selected ones of those; D hidden size, F dimensions of a frame, V vocabulary. With `frame_stack` k a position of the
+audio encoder stands for k frames, and there are ceil(T/k) of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -317,7 +316,6 @@ class CtalModel(CtalPreTrainedModel):
         input_features: Tensor | None = None,
         feature_attention_mask: Tensor | None = None,
         output_attentions: bool = False,
-        **_: Any,
     ) -> CtalModelOutput:
         """Encodes a batch of utterances.
 
@@ -421,7 +419,6 @@ class CtalForPreTraining(CtalPreTrainedModel):
         frame_count: Tensor | int | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        **_: Any,
     ) -> CtalForPreTrainingOutput:
         """Predicts masked tokens and masked frames. The first four arguments are `CtalModel`'s.
 

@@ -63,6 +63,23 @@ CURVE_POINTS = 60
 """A training curve has at most so many points, each the mean of neighbouring log entries, so that pages stay small."""
 
 
+@dataclass(frozen=True)
+class _Loss:
+    key: str
+    name: str
+    unit: str
+
+
+LOSSES = (
+    _Loss("text_loss", "Masked words (MLM)", "cross-entropy, nats a masked token"),
+    _Loss("audio_loss", "Masked sound (MCAM)", "L1, a dimension of a masked frame"),
+)
+
+
+SMALLEST_REACH = 5e-4
+"""The axis of gains reaches at least so far to both sides."""
+
+
 class Html(str):
     """Markup, as opposed to text that must be escaped."""
 
@@ -117,10 +134,13 @@ def write_pretraining_report(run: Path, stores: Sequence[Path], out: Path, *, ti
     evaluation = _read_json(run / "evaluation.json")
     provenance = _read_json(run / "model" / "run.json")
     try:
-        comparisons = [_comparison(entry) for entry in evaluation["comparisons"]]
+        comparisons, measured_step = [_comparison(entry) for entry in evaluation["comparisons"]], evaluation["step"]
+    except (KeyError, TypeError):
+        raise InputError(f"{run / 'evaluation.json'}: not the form of this version; run `ctal pretrain` anew") from None
+    try:
         config = PretrainConfig(**provenance["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{run}: evaluation.json or model/run.json has another form ({error!r}); run again") from None
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{run / 'model' / 'run.json'}: no settings of a pre-training run; give such a run") from None
 
     disable_progress_bar()
     corpus = Corpus([Store(path) for path in stores])
@@ -136,7 +156,7 @@ def write_pretraining_report(run: Path, stores: Sequence[Path], out: Path, *, ti
     body = _join(
         _header(title, model, provenance, metrics, _training_minutes(run / "tensorboard")),
         _curves_section(metrics, provenance["step"]),
-        _comparisons_section(comparisons, evaluation["step"]),
+        _comparisons_section(comparisons, measured_step),
         _listening_section(comparisons),
         _examples_section(examples, processor.tokenizer, objective.frames_per_second),
     )
@@ -155,18 +175,23 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of the log, of which one at least is a validation."""
     rows = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            needed = ("step", *(loss.key for loss in LOSSES))
-            is_sound = row["kind"] in ("train", "validation") and all(math.isfinite(row[name]) for name in needed)
-        except (KeyError, TypeError, ValueError):
-            is_sound = False
-        if not is_sound:
+        row = _log_entry(line)
+        if row is None:
             raise InputError(f"{path}: line {number} is damaged; `ctal pretrain … --resume` mends it")
         rows.append(row)
     if not any(row["kind"] == "validation" for row in rows):
         raise InputError(f"{path}: no validation in it; give the folder of a run that has come to its first one")
     return rows
+
+
+def _log_entry(line: str) -> dict[str, Any] | None:
+    """The entry, or None where the line is not one."""
+    try:
+        row = json.loads(line)
+        numbers = [row[name] for name in ("step", *(loss.key for loss in LOSSES))]
+        return row if row["kind"] in ("train", "validation") and all(map(math.isfinite, numbers)) else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -275,6 +300,8 @@ def _starts_word(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
 def _token_text(token_id: int, tokenizer: PreTrainedTokenizerBase, *, inside_word: bool) -> str:
     """A token as people read it: "…" before one that goes on with a word."""
     text = str(tokenizer.decode([token_id])).strip() or "(space)"
+    if "\N{REPLACEMENT CHARACTER}" in text or not text.isprintable():
+        text = "(a byte)"  # part of a character, or one that cannot be shown
     return f"…{text}" if inside_word else text
 
 
@@ -289,13 +316,19 @@ def _header(
     minutes: float | None,
 ) -> Html:
     config, corpora = model.config, list(dict.fromkeys(provenance["corpus"]))
+    is_synthetic = "demo" in corpora
+    source = f"of {', '.join(corpora)}" + (" (synthetic)" if is_synthetic else "")
     speeds = [row["audio_seconds_per_second"] for row in metrics if row["kind"] == "train"]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = f"{config.text.num_hidden_layers} text + {config.audio.num_hidden_layers} audio layers"
     last_step, hours = metrics[-1]["step"], provenance["audio_hours"]
     facts = [
         ("Model", f"{parameters / 1e6:,.1f} M", f"parameters; {layers}, hidden size {config.hidden_size}"),
-        ("Training data", f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min", f"of {', '.join(corpora)}"),
+        (
+            "Training data",
+            f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min",
+            source,
+        ),
         ("Training", f"{last_step:,} steps", f"of {provenance['config']['steps']:,} planned"),
         ("Shown here", f"step {provenance['step']:,}", "the best one on held-out data"),
     ]
@@ -329,7 +362,7 @@ def _header(
             "words and stretches of sound that were masked, that is, hidden from it. This page shows how well it "
             "guesses on recordings that it was not trained on.",
         ),
-        synthetic if "demo" in corpora else Html(),
+        synthetic if is_synthetic else Html(),
         _element(
             "dl",
             *(
@@ -349,19 +382,6 @@ def _header(
 def _definitions(entries: Mapping[str, Any]) -> Html:
     pairs = (_join(_element("dt", name), _element("dd", str(value))) for name, value in entries.items())
     return _element("dl", *pairs, class_="settings")
-
-
-@dataclass(frozen=True)
-class _Loss:
-    key: str
-    name: str
-    unit: str
-
-
-LOSSES = (
-    _Loss("text_loss", "Masked words (MLM)", "cross-entropy, nats a masked token"),
-    _Loss("audio_loss", "Masked sound (MCAM)", "L1, a dimension of a masked frame"),
-)
 
 
 def _curves_section(metrics: Sequence[Mapping[str, Any]], best_step: int) -> Html:
@@ -538,8 +558,10 @@ def _listening_section(comparisons: Sequence[Comparison]) -> Html:
 
 def _comparison_table(comparisons: Sequence[Comparison], unit: str) -> Html:
     ends = [end for each in comparisons for end in (each.gain.low, each.gain.high, each.gain.mean)]
-    finite = [end for end in ends if math.isfinite(end)]
-    scale = _Scale(_ticks(min(0.0, *finite, 0.0), max(0.0, *finite, 0.0), 3))
+    finite = [0.0, *filter(math.isfinite, ends)]
+    # Gains that round to 0 must not fill the axis.
+    smallest = SMALLEST_REACH if max(map(abs, finite)) < SMALLEST_REACH else 0.0
+    scale = _Scale(_ticks(min(*finite, -smallest), max(*finite, smallest), 3))
     names = ("What is masked, and the reference", "Model", "Reference", "Gain")
     header = _element("tr", *(_element("th", name, scope="col") for name in names), _element("th", class_="plot"))
     rows = []
@@ -622,7 +644,10 @@ def _interval(interval: Interval) -> tuple[str, Html]:
 
 
 def _number(value: float, sign: str = "-") -> str:
-    return _minus(f"{0.0 if abs(value) < 5e-5 else value:{sign}.4f}") if math.isfinite(value) else "–"
+    """Four decimals, no sign at a zero; a dash for what was not measured."""
+    if not math.isfinite(value):
+        return "–"
+    return _minus(f"{value:{sign}.4f}") if abs(value) >= 5e-5 else "0.0000"
 
 
 def _minus(text: str) -> str:
@@ -639,10 +664,11 @@ def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokeniz
         heading,
         _element(
             "p",
-            f"{len(examples)} utterances, chosen by their length alone, of speakers or recordings that were not in the "
-            "training data. Pictures show sound over time, low to high frequency from bottom to top, as the model gets "
-            "it: normalised, in standard deviations of each frequency. White lines below an orange bar mark the masked "
-            "stretches; of their frames 80% are blanked, 10% swapped for another frame and 10% kept.",
+            f"{len(examples)} utterances, chosen by length before anything was predicted, of speakers or recordings "
+            "that were not in the training data. Pictures show sound over time, low to high frequency from bottom to "
+            "top, as the model gets it: normalised, in standard deviations of each frequency. White lines below an "
+            "orange bar mark the masked stretches; of their frames 80% are blanked, 10% swapped for another frame and "
+            "10% kept.",
         ),
         _colour_bar("viridis", f"≤ −{FEATURE_RANGE}", f"≥ {FEATURE_RANGE} standard deviations"),
         _element(
@@ -709,7 +735,12 @@ def _guesses(example: _Example, words: Sequence[_Word], tokenizer: PreTrainedTok
             truth, seen = example.ids[position], example.shown_ids[position]
             inside = position != word.positions[0]
             whole = f"in “{word.text}”, " if len(word.positions) > 1 else ""
-            shown = "left as it was" if seen == truth else f"seen as {_token_text(seen, tokenizer, inside_word=False)}"
+            if seen == truth:
+                shown = "left as it was"
+            elif seen == SPECIAL_TOKENS.index("<mask>"):
+                shown = "seen as <mask>"
+            else:
+                shown = f"swapped for “{_token_text(seen, tokenizer, inside_word=False)}”"
             best = example.probabilities[position].topk(GUESSES)
             guesses = [
                 _guess(_guessed_text(guess, tokenizer), probability, guess == truth)
@@ -850,7 +881,7 @@ def _picture(levels: np.ndarray, colours: str, description: str) -> Html:
 def _colour_bar(colours: str, low: str, high: str) -> Html:
     shares = np.linspace(0, 1, 9)
     stops = ", ".join("#" + "".join(f"{round(255 * part):02x}" for part in colormaps[colours](s)[:3]) for s in shares)
-    bar = _element("i", style=f"background: linear-gradient(to right, {stops})")
+    bar = _element("div", style=f"background: linear-gradient(to right, {stops})")
     return _element("div", _element("span", low), bar, _element("span", high), class_="colours")
 
 

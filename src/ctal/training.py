@@ -13,12 +13,12 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -171,7 +171,8 @@ class _Loop:
         self.parameters = dict(objective.model.named_parameters())
         self.checkpoints = out / "checkpoints"
         self.state = _State()
-        self.terminated = False
+        self.terminated = False  # by a signal to this process, which may come at any moment
+        self.is_ending = False  # what all ranks agreed on in a step
         self.writer: SummaryWriter | None = None
 
     def run(self, resume: bool) -> Metrics:
@@ -183,15 +184,16 @@ class _Loop:
             self.progress.start(self.state.step, self.config.steps)
             if self.state.step == 0:
                 self._validate()
-            for planned, batches in self._steps():
-                self._update(planned, batches)
-                last = self.state.step == self.config.steps
-                if last or self.state.step % self.config.checkpoint_every == 0:
-                    self._validate()
-                    self._save()
-                if self.terminated and not last:
-                    self._save()
-                    raise Terminated(f"stopped by SIGTERM after step {self.state.step}; go on with --resume")
+            with closing(self._steps()) as steps:
+                for planned, batches in steps:
+                    self._update(planned, batches)
+                    last = self.state.step == self.config.steps
+                    if last or self.state.step % self.config.checkpoint_every == 0:
+                        self._validate()
+                        self._save()
+                    if self.is_ending and not last:
+                        self._save()
+                        raise Terminated(f"stopped by SIGTERM after step {self.state.step}; go on with --resume")
             return self.state.best_metrics
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -216,7 +218,7 @@ class _Loop:
             saved.write_text(self.config.model_dump_json(indent=1))
             self._forget_later_metrics()
 
-    def _steps(self) -> Iterator[tuple[PlannedStep, Sequence[Batch]]]:
+    def _steps(self) -> Generator[tuple[PlannedStep, Sequence[Batch]]]:
         """Planned steps with their batches, which workers make ahead of time."""
         planned: list[PlannedStep] = []
         left = self.config.steps - self.state.step
@@ -228,10 +230,10 @@ class _Loop:
                 planned.append(step)
                 yield from step.microbatches
 
-        batches = load(self.objective.dataset, microbatches(), self.config.workers)
-        for _ in range(left):
-            held = [next(batches) for _ in range(self.config.accumulation)]
-            yield planned.pop(0), held
+        with closing(load(self.objective.dataset, microbatches(), self.config.workers)) as batches:
+            for _ in range(left):
+                held = [next(batches) for _ in range(self.config.accumulation)]
+                yield planned.pop(0), held
 
     def _update(self, planned: PlannedStep, batches: Sequence[Batch]) -> None:
         """One step of the optimiser, on all microbatches of all ranks."""
@@ -260,7 +262,7 @@ class _Loop:
         *values, bad, terminated, frames = summary.tolist()
         if bad:
             self._raise_non_finite(planned, is_finite)
-        self.terminated = terminated > 0
+        self.is_ending = terminated > 0
 
         rate = learning_rate(self.config, self.state.step)
         for group in self.optimizer.param_groups:
@@ -282,9 +284,9 @@ class _Loop:
         """Measures the held-out data; the best model so far goes to `out/model`."""
         self.model.eval()
         mine = list(self.objective.validation_microbatches())[self.rank :: self.ranks]
-        batches = load(self.objective.dataset, iter(mine), self.config.workers)
         model = self.accelerator.unwrap_model(self.model)
-        metrics = self.objective.evaluate(model, map(self._on_device, batches), self._reduce)
+        with closing(load(self.objective.dataset, iter(mine), self.config.workers)) as batches:
+            metrics = self.objective.evaluate(model, map(self._on_device, batches), self._reduce)
         self._record("validation", metrics)
         self.progress.validated(self.state.step, metrics)
         metric = metrics[self.objective.selection_metric]
@@ -365,6 +367,14 @@ class _Loop:
         reduced = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
         assert isinstance(reduced, Tensor)
         return reduced
+
+
+def fast_precision() -> Literal["fp32", "bf16"]:
+    """bf16 where this machine multiplies it in hardware, else fp32."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,429 @@
+"""The training loop: what a step computes, and what is left when a run ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import NANO, CtalProcess, TinyCorpus, losses, pretrain_arguments
+from ctal.batching import Corpus
+from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
+from ctal.errors import InputError
+from ctal.feature_extraction_ctal import CtalFeatureExtractor
+from ctal.pretrain import PretrainingObjective, load_tokenizer, new_model
+from ctal.processing_ctal import CtalProcessor
+from ctal.recipes import PretrainConfig, make_config
+from ctal.store import Store
+from ctal.training import Batch, Metrics, NonFiniteLoss, Silence, parameter_groups, train
+
+
+def config_of(**fields: Any) -> PretrainConfig:
+    return make_config(PretrainConfig, NANO, fields)
+
+
+def objective_of(
+    tiny: TinyCorpus,
+    config: PretrainConfig,
+    kind: type[PretrainingObjective] = PretrainingObjective,
+    **architecture: Any,
+) -> PretrainingObjective:
+    """A nano model, without dropout unless asked for."""
+    processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(tiny.tokenizer))
+    torch.manual_seed(config.seed)
+    model = new_model("nano", processor, {"frame_stack": 2, "hidden_dropout_prob": 0, **architecture})
+    return kind(model, processor, Corpus([Store(tiny.store)]), config)
+
+
+def run(tiny: TinyCorpus, out: Path, resume: bool = False, **fields: Any) -> dict[int, dict[str, float]]:
+    """Step → losses of a run in this process."""
+    config = config_of(**fields)
+    train(objective_of(tiny, config), config, out, resume=resume)
+    return losses(out)
+
+
+def difference(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> float:
+    assert one.keys() == other.keys()
+    return max(abs(value - other[step][name]) for step, values in one.items() for name, value in values.items())
+
+
+def final_tensors(out: Path) -> dict[str, Tensor]:
+    groups = load_checkpoint(list_checkpoints(out / "checkpoints")[-1]).tensors
+    return {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit for bit: weights, moments, losses, and which model was the best."""
+    for kind in ("train", "validation"):
+        assert losses(one, kind) == losses(other, kind)
+    first, second = final_tensors(one), final_tensors(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    best = [(path / "model" / "model.safetensors").read_bytes() for path in (one, other)]
+    assert best[0] == best[1]
+    states = [load_checkpoint(list_checkpoints(path / "checkpoints")[-1]).state for path in (one, other)]
+    assert states[0] == states[1]
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What a step computes ---------------------------------------------------------------------------------------------
+
+WIDE = {"batch_frames": 900}
+"""Steps of at least 8 utterances, which suffice for 4 microbatches."""
+
+
+@pytest.fixture(scope="module")
+def undivided(tiny: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
+    """20 steps on one process without accumulation."""
+    return run(tiny, tmp_path_factory.mktemp("undivided") / "run", **WIDE)
+
+
+def test_it_learns(undivided: dict[int, dict[str, float]]) -> None:
+    assert list(undivided) == list(range(1, 21))
+    first, last = (sum(undivided[step]["loss"] for step in steps) / 5 for steps in (range(1, 6), range(16, 21)))
+    assert last < first - 0.3
+
+
+def test_accumulation_does_not_change_the_losses(
+    tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
+) -> None:
+    assert difference(run(tiny, tmp_path / "run", accumulation=4, **WIDE), undivided) <= 1e-5
+
+
+def test_the_number_of_workers_does_not_change_the_losses(
+    tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
+) -> None:
+    assert difference(run(tiny, tmp_path / "run", workers=2, **WIDE), undivided) == 0
+
+
+def test_biases_and_layer_norms_are_not_decayed(tiny: TinyCorpus) -> None:
+    model = objective_of(tiny, config_of()).model
+    decayed, spared = parameter_groups(model, 0.01)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in spared["params"]:
+        assert names[id(parameter)].endswith(("bias", "norm.weight", "token_type_embedding"))
+    for parameter in decayed["params"]:
+        assert not names[id(parameter)].endswith(("bias", "norm.weight"))
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0)
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def launched(*launcher: str, arguments: list[str]) -> subprocess.Popen[str]:
+    """`python -m LAUNCHER … -m ctal ARGUMENTS` on two gloo processes."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launcher, "-m", "ctal", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = (
+    *("accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+    *("--dynamo_backend", "no", "--cpu", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"),
+)
+
+
+def test_two_ranks_under_torchrun_equal_one(
+    tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
+) -> None:
+    arguments = pretrain_arguments(tiny, tmp_path / "run", accumulation=2, **WIDE)
+    process = launched(*TORCHRUN, arguments=arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert difference(losses(tmp_path / "run"), undivided) <= 1e-5
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+    assert output.count("to train on") == 1, "only one process speaks"
+
+
+def test_sigterm_of_one_rank_under_accelerate_saves_and_the_run_goes_on_with_another_number_of_ranks(
+    tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
+) -> None:
+    out = tmp_path / "run"
+    process = launched(*ACCELERATE, arguments=pretrain_arguments(tiny, out, checkpoint_every=5, **WIDE))
+    wait_until(lambda: (out / "metrics.jsonl").is_file() and len(losses(out)) >= 2, process)
+    ranks = {rank_of(child): child for child in psutil.Process(process.pid).children(recursive=True)}
+    ranks["1"].send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+
+    stopped = [line for line in output.splitlines() if line.startswith("ctal: stopped by SIGTERM after step ")]
+    assert len(stopped) == 1, output
+    assert "143" in output, "the launcher reports the exit code of its worker"
+    step = int(stopped[0].split("after step ")[1].split(";")[0])
+    assert list_checkpoints(out / "checkpoints")[-1] == checkpoint_path(out / "checkpoints", step)
+    resumed = run(tiny, out, resume=True, checkpoint_every=5, **WIDE)
+    assert difference(resumed, undivided) <= 1e-5
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    limit = time.monotonic() + 90
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def rank_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("RANK")
+    except psutil.Error:
+        return None
+
+
+# However a run ends -----------------------------------------------------------------------------------------------
+
+KILLED = {"steps": 10, "checkpoint_every": 2, "hidden_dropout_prob": 0.1}
+"""Runs that are interrupted; with dropout, whose random numbers must come again too."""
+
+FILE_EVENTS = 300
+"""About so many times such a run opens, makes, moves or removes something."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finished = CtalProcess(pretrain_arguments(tiny, folder / "run", **KILLED), folder).wait()
+    assert finished.code == 0, finished.errors
+    return folder / "run"
+
+
+def resume(tiny: TinyCorpus, folder: Path, **fields: Any) -> None:
+    """Goes on with the run in `folder/run`, or starts it where nothing had been written yet."""
+    out = folder / "run"
+    flags = ["--resume"] if (out / "config.json").exists() else []
+    finished = CtalProcess(pretrain_arguments(tiny, out, *flags, **{**KILLED, **fields}), folder).wait()
+    assert finished.code == 0, finished.errors
+
+
+def kills() -> list[tuple[str, int]]:
+    """Five random points: after a step, and at any operation on a file, which is mostly within a checkpoint."""
+    draw = random.Random(20211107)
+    return [("step", draw.randint(1, 9)), ("step", draw.randint(1, 9))] + [
+        ("file", draw.randint(20, FILE_EVENTS - 20)) for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("die_at", kills(), ids=lambda point: f"{point[0]}-{point[1]}")
+def test_killed_with_sigkill_and_resumed_equals_uninterrupted_bit_for_bit(
+    tiny: TinyCorpus, tmp_path: Path, uninterrupted: Path, die_at: tuple[str, int]
+) -> None:
+    killed = CtalProcess(pretrain_arguments(tiny, tmp_path / "run", **KILLED), tmp_path, die_at).wait()
+    assert killed.code == -signal.SIGKILL, killed.errors
+    resume(tiny, tmp_path)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_killed_from_outside_with_workers_while_it_writes_equals_uninterrupted(
+    tiny: TinyCorpus, tmp_path: Path, uninterrupted: Path
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    process = CtalProcess(pretrain_arguments(tiny, tmp_path / "run", **{**KILLED, "workers": 1}), tmp_path)
+    wait_until(lambda: any(checkpoints.glob("step-00000004*")))
+    os.killpg(process.group, signal.SIGKILL)
+    assert process.wait().code == -signal.SIGKILL
+    resume(tiny, tmp_path)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_sigterm_saves_exits_with_143_and_resume_goes_on_bit_for_bit(
+    tiny: TinyCorpus, tmp_path: Path, uninterrupted: Path
+) -> None:
+    stopped = CtalProcess(pretrain_arguments(tiny, tmp_path / "run", **KILLED), tmp_path, ("term", 5)).wait()
+    assert stopped.code == 143
+    assert stopped.errors.splitlines()[-1].startswith("ctal: stopped by SIGTERM after step 6; go on with --resume")
+    assert "Traceback" not in stopped.errors
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000006"
+    resume(tiny, tmp_path)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_sigterm_to_the_whole_group_spares_the_workers_until_the_checkpoint_is_written(
+    tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    """As `timeout`, systemd and Slurm send it."""
+    out = tmp_path / "run"
+    process = CtalProcess(pretrain_arguments(tiny, out, steps=1000, workers=2), tmp_path)
+    wait_until(lambda: (out / "metrics.jsonl").is_file() and len(losses(out)) >= 2)
+    os.killpg(process.group, signal.SIGTERM)
+    stopped = process.wait(30)
+    assert stopped.code == 143, stopped.errors
+    assert list_checkpoints(out / "checkpoints")
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny: TinyCorpus, tmp_path: Path) -> None:
+    before = run(tiny, tmp_path / "run", steps=3)
+    weights = final_tensors(tmp_path / "run")
+    assert run(tiny, tmp_path / "run", resume=True, steps=3) == before
+    after = final_tensors(tmp_path / "run")
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+
+
+class Graded(PretrainingObjective):
+    """Whose validation says that step 3 is the best."""
+
+    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+        self.asked = getattr(self, "asked", -1) + 1
+        return {"loss": float(abs(self.asked - 3)), "text_loss": 0.0, "audio_loss": 0.0}
+
+
+def test_the_last_checkpoints_and_the_best_are_kept_and_the_best_is_the_model(
+    tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    config = config_of(steps=7, checkpoint_every=1, keep_checkpoints=2)
+    best = train(objective_of(tiny, config, Graded), config, tmp_path / "run")
+    assert best["loss"] == 0
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "step-00000003",
+        "step-00000006",
+        "step-00000007",
+    ]
+    assert json.loads((tmp_path / "run" / "model" / "run.json").read_text())["step"] == 3
+    from ctal import CtalForPreTraining
+
+    model = CtalForPreTraining.from_pretrained(tmp_path / "run" / "model")
+    saved = load_checkpoint(checkpoint_path(tmp_path / "run" / "checkpoints", 3)).tensors["model"]
+    assert all(torch.equal(parameter, saved[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_run_s_folder_is_not_overwritten_nor_resumed_where_there_is_none(tiny: TinyCorpus, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert refusal(lambda: run(tiny, out, resume=True)) == f"{out}: no run to resume; leave --resume out to start one"
+    run(tiny, out, steps=2)
+    assert "holds a run already; add --resume" in refusal(lambda: run(tiny, out, steps=2))
+
+
+def test_a_resumed_run_must_have_the_same_settings_but_for_harmless_ones(tiny: TinyCorpus, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(tiny, out, steps=4, checkpoint_every=2)
+    message = refusal(lambda: run(tiny, out, resume=True, steps=4, checkpoint_every=2, learning_rate=1e-4))
+    assert message.startswith("--resume: learning_rate is 0.0001, but the run was started with 0.002")
+    run(tiny, out, resume=True, steps=4, checkpoint_every=2, workers=1, log_every=3, keep_checkpoints=1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"), [({"num_hidden_layers": 3}, "layers.2"), ({"intermediate_size": 64}, "feed_forward")]
+)
+def test_a_resumed_run_must_have_the_same_architecture(
+    tiny: TinyCorpus, tmp_path: Path, architecture: dict[str, int], name: str
+) -> None:
+    run(tiny, tmp_path / "run", steps=2)
+    config = config_of(steps=2)
+    other = objective_of(tiny, config, **architecture)
+    assert name in refusal(lambda: train(other, config, tmp_path / "run", resume=True))
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves_once_it_is_removed(
+    tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    whole = run(tiny, out, steps=4, checkpoint_every=2)
+    newest = list_checkpoints(out / "checkpoints")[-1]
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    message = refusal(lambda: run(tiny, out, resume=True, steps=4, checkpoint_every=2))
+    assert message.startswith(f"{weights}: does not match manifest.json; remove {newest}")
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert run(tiny, out, resume=True, steps=4, checkpoint_every=2) == whole
+
+
+# A loss that is not a number --------------------------------------------------------------------------------------
+
+
+class Diverging(PretrainingObjective):
+    """Whose third step has no loss; remembers that step's utterances and the weights before it."""
+
+    steps = 0
+
+    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+        found = super().losses(model, batch, counts)
+        if torch.is_grad_enabled():
+            self.steps += 1
+            if self.steps == 3:
+                self.before = {name: value.clone() for name, value in self.model.state_dict().items()}
+                found["loss"] = found["loss"] * torch.nan
+        return found
+
+
+def test_a_loss_that_is_not_finite_stops_names_the_batch_and_leaves_the_weights(
+    tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    config = config_of(checkpoint_every=1)
+    objective = objective_of(tiny, config, Diverging)
+    assert isinstance(objective, Diverging)
+    with pytest.raises(NonFiniteLoss) as caught:
+        train(objective, config, tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith("step 3, epoch ")
+    assert "\n" not in message
+    *_, third = zip(range(3), objective.plan(start_position(), 0, 1), strict=False)
+    assert third[1].microbatches
+    for name in objective.utterance_ids(third[1].microbatches[0])[:8]:
+        assert name in message
+    after = objective.model.state_dict()
+    assert all(torch.equal(objective.before[name], after[name]) for name in after)
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000002"
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tiny: TinyCorpus, tmp_path: Path) -> None:
+    config = config_of()
+    objective = objective_of(tiny, config)
+    parameter = next(objective.model.parameters())
+    parameter.register_hook(lambda gradient: gradient * torch.inf)
+    before = parameter.detach().clone()
+    with pytest.raises(NonFiniteLoss, match="the gradient is not finite"):
+        train(objective, config, tmp_path / "run")
+    assert torch.equal(parameter, before)
+
+
+def start_position():  # noqa: ANN201
+    from ctal.batching import Position
+
+    return Position()
+
+
+# What is told -----------------------------------------------------------------------------------------------------
+
+
+class Listener(Silence):
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int]] = []
+
+    def start(self, done: int, total: int) -> None:
+        self.heard.append(("start", done))
+
+    def step(self, done: int, speed: float, losses: Metrics) -> None:
+        assert speed > 0
+        assert losses.keys() == {"loss", "text_loss", "audio_loss"}
+        self.heard.append(("step", done))
+
+    def validated(self, step: int, metrics: Metrics) -> None:
+        self.heard.append(("validated", step))
+
+
+def test_progress_hears_of_every_step_and_validation_and_the_logs_have_them(tiny: TinyCorpus, tmp_path: Path) -> None:
+    out, listener = tmp_path / "run", Listener()
+    config = config_of(steps=4, checkpoint_every=2, log_every=3)
+    train(objective_of(tiny, config), config, out, progress=listener)
+    steps = [("step", 1), ("step", 2), ("validated", 2), ("step", 3), ("step", 4), ("validated", 4)]
+    assert listener.heard == [("start", 0), ("validated", 0), *steps]
+    assert list(losses(out)) == [3, 4]
+    assert list(losses(out, "validation")) == [0, 2, 4]
+    assert list((out / "tensorboard").iterdir())
