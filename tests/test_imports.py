@@ -25,7 +25,7 @@ LAYERS = {
         "processing_ctal",
     },
     "data": {"batching", "corpora", "store"},
-    "pure": {"attention", "audio", "errors", "features", "masking", "text"},
+    "pure": {"attention", "audio", "errors", "features", "files", "masking", "text"},
 }
 """Layer → its modules, or packages with all that is in them. `ctal` itself holds the version and lazy names only."""
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 SHORT_ON_CPU = 512
 """Keys of the longest utterance below which attention on a CPU is computed in fp32, whatever the precision."""
 

@@ -153,8 +153,12 @@ class Corpus:
 
     @cached_property
     def frames(self) -> np.ndarray:
-        """Length of each recording, in frames."""
+        """Length of each recording, in frames of 12.5 ms."""
         return np.concatenate([store.index.frames for store in self.stores])
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        return np.concatenate([store.index.seconds for store in self.stores])
 
     @cached_property
     def shards(self) -> np.ndarray:

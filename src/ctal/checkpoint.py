@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctal.errors import InputError
+from ctal.files import ASIDE, folder_aside
 
 MANIFEST = "manifest.json"
-_ASIDE = ".part"
 
 
 @dataclass(frozen=True)
@@ -36,28 +33,13 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     """Writes a checkpoint to `path`, replacing one that is there; raises `InputError` when the disk refuses."""
-    aside = path.with_name(path.name + _ASIDE)
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+    with folder_aside(path) as aside:
         for group, named in tensors.items():
-            save_file(
-                {name: tensor.detach().contiguous() for name, tensor in named.items()}, aside / f"{group}.safetensors"
-            )
+            contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+            save_file(contiguous, aside / f"{group}.safetensors")
         (aside / "state.json").write_text(json.dumps(state, indent=1))
         manifest = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in aside.iterdir():
-            _sync(file)
-        _sync(aside)
-        if path.exists():
-            shutil.rmtree(path)
-        aside.rename(path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be written ({reason}); free space or mend its rights") from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -78,7 +60,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(_ASIDE))
+    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(ASIDE))
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -89,11 +71,3 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from torch import Tensor
 from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.errors import InputError, did_you_mean
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
+from ctal.files import folder_aside
 from ctal.modeling_ctal import CtalForPreTraining
 from ctal.processing_ctal import CtalProcessor
 from ctal.text import load_original_tokenizer
@@ -168,9 +169,11 @@ def convert_checkpoint(path: Path, out: Path, tokenizer: Path | None = None) -> 
             )
         bpe.model_max_length = model.config.text.max_tokens
         preprocessor = CtalProcessor(extractor, bpe)
-    model.save_pretrained(out)
-    preprocessor.save_pretrained(out)
-    (out / "README.md").write_text(_model_card(path, checkpoint.step, model, tokenizer is not None), encoding="utf-8")
+    with folder_aside(out) as folder:
+        model.save_pretrained(folder)
+        preprocessor.save_pretrained(folder)
+        card = _model_card(path, checkpoint.step, model, tokenizer is not None)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _state(path: Path, content: Mapping[str, Any], part: str) -> dict[str, Tensor]:

@@ -178,19 +178,20 @@ class PretrainingObjective:
         self.split = hold_out(corpus, config.validation_share)
         self.max_frames = min(config.max_frames, model.config.audio.max_frames)
         self.dataset = make_dataset(corpus, processor, config, max_frames=self.max_frames, seed=config.seed)
-        self.lengths = np.minimum(corpus.frames, self.max_frames)
+        lengths = np.ceil(corpus.seconds * self.frames_per_second).astype(np.int64)
+        self.lengths = np.minimum(lengths, self.max_frames)
 
     def notes(self) -> list[str]:
         """What the user should know of the data."""
-        hours = [float(self.corpus.frames[rows].sum()) / self.frames_per_second / 3600 for rows in self.split[:2]]
+        hours = [float(self.corpus.seconds[rows].sum()) / 3600 for rows in self.split[:2]]
         notes = [
             f"{len(self.split.train)} utterances ({hours[0]:.2f} h) to train on, {len(self.split.validation)} "
             f"({hours[1]:.2f} h) to validate on: {self.split.rule}"
         ]
         if without := int((~self.corpus.has_text[self.split.train]).sum()):
             notes.append(f"{without} utterances without a transcript take part in acoustic modelling only")
-        if longer := int((self.corpus.frames[self.split.train] > self.max_frames).sum()):
-            seconds = self.max_frames / self.frames_per_second
+        seconds = self.max_frames / self.frames_per_second
+        if longer := int((self.corpus.seconds[self.split.train] > seconds).sum()):
             notes.append(
                 f"{longer} recordings are longer than {seconds:.1f} s: of each a random window is used in every epoch, "
                 f"with the first {self.model.config.text.max_tokens} tokens of its transcript"
@@ -240,7 +241,7 @@ class PretrainingObjective:
             "corpus": [store.corpus for store in self.corpus.stores],
             "data_hash": self.corpus.content_hash,
             "validation": self.split.rule,
-            "audio_hours": round(float(self.corpus.frames[self.split.train].sum()) / self.frames_per_second / 3600, 3),
+            "audio_hours": round(float(self.corpus.seconds[self.split.train].sum()) / 3600, 3),
             **environment(),
         }
         (folder / "run.json").write_text(json.dumps(provenance, indent=1))

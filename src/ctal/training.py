@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from ctal.batching import Microbatch, PlannedStep, Position, load, seeded_generator
 from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
 from ctal.errors import InputError
+from ctal.files import folder_aside
 from ctal.recipes import RunConfig, check_same, learning_rate
 
 Batch = Mapping[str, Tensor]
@@ -293,11 +294,8 @@ class _Loop:
         if metric < self.state.best_metric:
             self.state.best_metric, self.state.best_step, self.state.best_metrics = metric, self.state.step, metrics
             if self.is_main:
-                aside = self.out / "model.part"
-                shutil.rmtree(aside, ignore_errors=True)
-                self.objective.save_model(aside, self.state.step, metrics)
-                shutil.rmtree(self.out / "model", ignore_errors=True)
-                aside.rename(self.out / "model")
+                with folder_aside(self.out / "model") as folder:
+                    self.objective.save_model(folder, self.state.step, metrics)
 
     def _save(self) -> None:
         """Writes a checkpoint and removes those that are neither recent nor best."""

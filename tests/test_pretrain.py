@@ -1,0 +1,235 @@
+"""Pre-training from stores to a model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForPreTraining, AutoProcessor
+
+from conftest import NANO, CtalProcess, TinyCorpus, losses, pretrain_arguments
+from ctal import CtalConfig, CtalForPreTraining, CtalModel, CtalProcessor
+from ctal.batching import Corpus
+from ctal.corpora import Utterance
+from ctal.errors import InputError
+from ctal.pretrain import (
+    Evaluation,
+    PretrainingObjective,
+    evaluate_model,
+    load_model,
+    load_tokenizer,
+    make_tokenizer,
+    pretrain,
+)
+from ctal.recipes import PretrainConfig, make_config
+from ctal.store import Store, prepare_store
+from ctal.training import Silence
+
+
+class Notes(Silence):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def run(stores: list[Path], out: Path, *, fields: dict[str, Any] | None = None, **more: Any) -> Evaluation:
+    config = make_config(PretrainConfig, NANO, {"steps": 2}, fields or {})
+    architecture = {"frame_stack": 2, "hidden_dropout_prob": 0}
+    evaluation = pretrain(stores, out, config, size="nano", architecture=architecture, **more)
+    assert evaluation is not None
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    run([tiny.store], out, tokenizer=tiny.tokenizer, fields={"steps": 8, "checkpoint_every": 4})
+    return out
+
+
+def refusal(error: pytest.ExceptionInfo[InputError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# The model folder -------------------------------------------------------------------------------------------------
+
+
+def test_the_model_folder_is_loaded_by_auto_classes_and_takes_raw_input(trained: Path) -> None:
+    processor = AutoProcessor.from_pretrained(trained / "model")
+    assert isinstance(processor, CtalProcessor)
+    assert isinstance(AutoModelForPreTraining.from_pretrained(trained / "model"), CtalForPreTraining)
+    wave = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    states = CtalModel.from_pretrained(trained / "model")(**processor(text=["one"], audio=[wave], sampling_rate=16_000))
+    assert states.audio_hidden_state is not None
+
+
+def test_the_card_and_the_provenance_say_what_the_model_is(tiny: TinyCorpus, trained: Path) -> None:
+    saved = json.loads((trained / "model" / "run.json").read_text())
+    store = Store(tiny.store)
+    assert saved["corpus"] == ["tiny"]
+    assert saved["data_hash"] == Corpus([store]).content_hash
+    assert saved["config"]["steps"] == 8
+    assert make_config(PretrainConfig, saved["config"]).learning_rate == NANO["learning_rate"]
+    assert saved["metrics"] == losses(trained, "validation")[saved["step"]]
+    card = (trained / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: ctal\n")
+    assert f"{saved['metrics']['audio_loss']:.4f}" in card
+    assert "synthetic" not in card
+
+
+def test_the_evaluation_is_that_of_the_saved_model_and_can_be_had_again(tiny: TinyCorpus, trained: Path) -> None:
+    saved = json.loads((trained / "evaluation.json").read_text())
+    again = json.loads(json.dumps(evaluate_model([tiny.store], trained / "model")))
+    for part in ("comparisons", "step", "held_out", "data_hash"):
+        assert again[part] == saved[part]
+    assert "speakers held out" in saved["held_out"]
+
+
+# Continuing a model -----------------------------------------------------------------------------------------------
+
+
+def test_continuing_a_model_starts_from_its_losses(tiny: TinyCorpus, trained: Path, tmp_path: Path) -> None:
+    run([tiny.store], tmp_path / "run", start_from=trained / "model")
+    step = json.loads((trained / "model" / "run.json").read_text())["step"]
+    before = losses(trained, "validation")[step]
+    assert losses(tmp_path / "run", "validation")[0] == pytest.approx(before, abs=1e-6)
+
+
+def test_a_continued_model_keeps_its_architecture_tokenizer_and_features(
+    tiny: TinyCorpus, trained: Path, tmp_path: Path
+) -> None:
+    run([tiny.store], tmp_path / "run", start_from=trained / "model")
+    for name in ("tokenizer.json", "processor_config.json"):
+        assert (tmp_path / "run" / "model" / name).read_text() == (trained / "model" / name).read_text()
+    continued, original = (CtalConfig.from_pretrained(path / "model") for path in (tmp_path / "run", trained))
+    for part in ("text", "audio"):
+        before = getattr(original, part).to_diff_dict()
+        assert {**getattr(continued, part).to_diff_dict(), "dtype": before.get("dtype")} == {"dtype": None, **before}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json"])
+def test_a_model_folder_without_one_of_its_files_is_refused(trained: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(trained / "model", tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(InputError) as error:
+        load_model(tmp_path / "model")
+    assert f"({name} is missing)" in refusal(error)
+
+
+# The data ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_user_is_told_of_the_split_of_missing_transcripts_and_of_long_recordings(
+    tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    heard = Notes()
+    run([tiny.store], tmp_path / "run", tokenizer=tiny.tokenizer, fields={"max_frames": 100}, progress=heard)
+    split, untranscribed, longer = heard.notes
+    assert split.startswith("20 utterances (")
+    assert "1 speakers held out" in split
+    assert untranscribed.startswith("5 utterances without a transcript take part in acoustic modelling only")
+    assert "recordings are longer than 1.2 s" in longer
+
+
+def test_recordings_without_any_transcript_train_the_audio_alone(tiny: TinyCorpus, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    audio = sorted(tiny.manifest.parent.glob("*.flac"))[:10]
+    prepare_store([Utterance(path.stem, path) for path in audio], store, corpus="mute", workers=1)
+    run([store], tmp_path / "run", tokenizer=tiny.tokenizer, fields={"batch_frames": 300})
+    for values in (losses(tmp_path / "run") | losses(tmp_path / "run", "validation")).values():
+        assert values["text_loss"] == 0
+        assert values["audio_loss"] > 0
+        assert values["loss"] == values["audio_loss"]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert any("zeroed frames" in each["name"] for each in evaluation["comparisons"])
+
+
+def test_stores_are_trained_on_together_and_untranscribed_ones_do_not_change_what_is_held_out(
+    tiny: TinyCorpus, trained: Path, tmp_path: Path
+) -> None:
+    mute = tmp_path / "mute"
+    audio = sorted(tiny.manifest.parent.glob("*.flac"))[:4]
+    prepare_store([Utterance(f"mute-{path.stem}", path) for path in audio], mute, corpus="mute", workers=1)
+    processor, model = load_model(trained / "model")
+    config = make_config(PretrainConfig, NANO)
+    alone, both = (
+        PretrainingObjective(model, processor, Corpus([Store(path) for path in paths]), config)
+        for paths in ([tiny.store], [tiny.store, mute])
+    )
+    assert both.split.validation.tolist() == alone.split.validation.tolist()
+    assert len(both.split.train) == len(alone.split.train) + 4
+
+
+def test_validation_sees_every_held_out_utterance_once_however_many_processes_share_it(
+    tiny: TinyCorpus, trained: Path
+) -> None:
+    processor, model = load_model(trained / "model")
+    config = make_config(PretrainConfig, NANO, {"batch_frames": 100, "validation_share": 0.5})
+    objective = PretrainingObjective(model, processor, Corpus([Store(tiny.store)]), config)
+    rows = [row for microbatch in objective.validation_microbatches() for row in microbatch.rows]
+    assert len(objective.validation_microbatches()) > 2
+    assert sorted(rows) == sorted(objective.split.validation.tolist())
+
+
+def test_bf16_trains_as_fp32_does_but_for_rounding(tiny: TinyCorpus, tmp_path: Path) -> None:
+    """In a process of its own: accelerate keeps one precision a process."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        arguments = pretrain_arguments(tiny, tmp_path / precision, precision=precision, steps=6, checkpoint_every=6)
+        finished = CtalProcess(arguments, tmp_path / f"{precision}-log").wait()
+        assert finished.code == 0, finished.errors
+        found[precision] = losses(tmp_path / precision)
+    for step, values in found["fp32"].items():
+        assert found["bf16"][step] == pytest.approx(values, rel=0.02)
+    assert found["bf16"] != found["fp32"]
+    saved = CtalForPreTraining.from_pretrained(tmp_path / "bf16" / "model")
+    assert all(parameter.dtype == torch.float32 for parameter in saved.parameters())
+
+
+# Tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_of_a_store_equals_that_of_its_text_and_its_test_part_is_left_out(
+    tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    audio = sorted(tiny.manifest.parent.glob("*.flac"))[:4]
+    texts = [("hello hello world", "train"), ("secret secret secret", "test"), ("world again", None), (None, "train")]
+    utterances = [
+        Utterance(path.stem, path, text=text, split=split) for path, (text, split) in zip(audio, texts, strict=True)
+    ]
+    prepare_store(utterances, tmp_path / "store", corpus="split", workers=1)
+    (tmp_path / "lines.txt").write_text("hello hello world\nworld again\n")
+    size = make_tokenizer(tmp_path / "store", tmp_path / "one", 290)
+    assert make_tokenizer(tmp_path / "lines.txt", tmp_path / "other", 290) == size
+    one, other = (load_tokenizer(tmp_path / name) for name in ("one", "other"))
+    assert one.get_vocab() == other.get_vocab()
+    assert not any("secre" in token for token in one.get_vocab())
+
+
+def test_a_tokenizer_with_other_special_ids_is_refused(tiny: TinyCorpus, tmp_path: Path) -> None:
+    shutil.copytree(tiny.tokenizer, tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["<pad>"], vocabulary["</s>"] = vocabulary["</s>"], vocabulary["<pad>"]
+    for token in content["added_tokens"]:
+        token["id"] = vocabulary[token["content"]]
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        load_tokenizer(tmp_path / "tokenizer")
+    assert "<pad> must have id 1" in refusal(error)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(bytes(range(256)))
+    with pytest.raises(InputError) as error:
+        make_tokenizer(tmp_path / "noise", tmp_path / "tokenizer", 300)
+    assert "not a text file in UTF-8" in refusal(error)
