@@ -17,7 +17,7 @@ import soundfile
 
 from conftest import REPOSITORY, CtalProcess, Finished, TinyCorpus, pretrain_arguments, record
 from ctal.cli import app, main
-from ctal.configuration_ctal import architecture_fields
+from ctal.configuration_ctal import settable_fields
 from ctal.recipes import PretrainConfig
 
 Cli = Callable[..., Finished]
@@ -236,7 +236,7 @@ def test_settings_lists_every_field(ctal: Cli, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("COLUMNS", "200")
     listed = ctal("settings")
     assert listed.code == 0
-    for name in [*PretrainConfig.model_fields, *architecture_fields()]:
+    for name in [*PretrainConfig.model_fields, *settable_fields()]:
         assert name in listed.output
 
 

@@ -266,10 +266,23 @@ class PretrainingDataset(Dataset):
         special_ids: int,
         max_frames: int,
         seed: int,
+        cache_bytes: int = 0,
     ) -> None:
         self.corpus, self.encode, self.extract, self.masking = corpus, encode, extract, masking
         self.vocab_size, self.mask_id, self.special_ids = vocab_size, mask_id, special_ids
         self.max_frames, self.seed = max_frames, seed
+        self._cache: dict[int, Tensor] = {}
+        self._cache_bytes_left = cache_bytes
+
+    def _features(self, row: int, stored: StoredUtterance) -> Tensor:
+        """(T, F) of the whole recording, kept while there is room; nothing is evicted: all are wanted as often."""
+        if row in self._cache:
+            return self._cache[row]
+        features = self.extract(load_audio(stored.audio, stored.id))
+        if features.nbytes <= self._cache_bytes_left:
+            self._cache[row] = features
+            self._cache_bytes_left -= features.nbytes
+        return features
 
     def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
         return collate([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
@@ -279,7 +292,7 @@ class PretrainingDataset(Dataset):
         `mask_time_indices` (T,)."""
         stored = self.corpus.read(row)
         generator = seeded_generator(self.seed, epoch, stored.id)
-        features = self.extract(load_audio(stored.audio, stored.id))
+        features = self._features(row, stored)
         if len(features) > self.max_frames:
             first = int(torch.randint(len(features) - self.max_frames + 1, (), generator=generator))
             features = features[first : first + self.max_frames]

@@ -113,14 +113,14 @@ def pretrain(
 
     Example: `ctal pretrain my-store --tokenizer my-tokenizer --out run --size mini --steps 2000`
     """
-    from ctal.configuration_ctal import SIZES, architecture_fields
+    from ctal.configuration_ctal import SIZES, settable_fields
     from ctal.pretrain import pretrain as run
     from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig, make_config, parse_settings
 
     if size not in SIZES:
         raise InputError(f"--size {size}: unknown{did_you_mean(size, SIZES)}; choose from {', '.join(SIZES)}")
-    fields = parse_settings(settings or [], [*PretrainConfig.model_fields, *architecture_fields()])
-    architecture = {name: fields.pop(name) for name in list(fields) if name in architecture_fields()}
+    fields = parse_settings(settings or [], [*PretrainConfig.model_fields, *settable_fields()])
+    architecture = {name: fields.pop(name) for name in list(fields) if name in settable_fields()}
     if start_from and architecture:
         raise InputError(f"--set {next(iter(architecture))}: the architecture is that of --from {start_from}")
     config = make_config(PretrainConfig, PRETRAINING[size], fields, {} if steps is None else {"steps": steps})
@@ -209,14 +209,14 @@ def settings() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ctal.configuration_ctal import architecture_fields, owners_of
+    from ctal.configuration_ctal import owners_of, settable_fields
     from ctal.recipes import PretrainConfig
 
     table = Table("field", "default", "meaning")
     for name, field in PretrainConfig.model_fields.items():
         table.add_row(name, json.dumps(field.default), field.description or "")
     table.add_section()
-    for name, default in architecture_fields().items():
+    for name, default in settable_fields().items():
         table.add_row(name, json.dumps(default), f"of the model: {', '.join(owners_of(name))}")
     Console().print(table)
 

@@ -49,6 +49,9 @@ class _EncoderConfig(_CheckedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        for name, value in {**vars(_EncoderConfig), **vars(type(self))}.items():
+            if isinstance(value, int | float) and name in architecture_fields():
+                _check_range(name, getattr(self, name), whole=isinstance(value, int))
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -136,6 +139,18 @@ class CtalConfig(_CheckedConfig):
         assert isinstance(self.audio_config, CtalAudioConfig)
         return self.audio_config
 
+    def architecture(self) -> dict[str, Any]:
+        """All that decides what the model computes, by name."""
+        parts = {"text_config": self.text, "audio_config": self.audio}
+        own = {name: getattr(self, name) for name in architecture_fields() if owners_of(name) == ["both"]}
+        fields = [name for name in architecture_fields() if name not in own]
+        return own | {
+            f"{part}.{name}": getattr(config, name)
+            for part, config in parts.items()
+            for name in fields
+            if hasattr(config, name)
+        }
+
     @property
     def hidden_size(self) -> int:
         return self.text.hidden_size
@@ -157,6 +172,20 @@ class CtalConfig(_CheckedConfig):
             for owner in owners:
                 {"text encoder": text, "audio encoder": audio, "both": top}[owner][name] = value
         return cls(text_config=text, audio_config=audio, **top)
+
+
+def _check_range(name: str, value: Any, *, whole: bool) -> None:
+    """Counts are whole and at least 1 (ids 0), dropout is a probability below 1, other numbers are positive."""
+    if whole:
+        lowest = 0 if name.endswith("_token_id") else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise InputError(f"{name}={value!r}: must be a whole number of at least {lowest}")
+    elif not isinstance(value, int | float) or isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: must be a number")
+    elif name.endswith("dropout_prob") and not 0 <= value < 1:
+        raise InputError(f"{name}={value}: must be at least 0 and below 1")
+    elif not name.endswith("dropout_prob") and not 0 < value < float("inf"):
+        raise InputError(f"{name}={value}: must be above 0")
 
 
 def _size(layers: int, hidden: int, heads: int, ffn: int) -> dict[str, int]:
@@ -183,6 +212,16 @@ def architecture_fields() -> dict[str, Any]:
     kinds = (_EncoderConfig, CtalTextConfig, CtalAudioConfig, CtalConfig)
     return {
         name: getattr(kind, name) for kind in kinds for name in kind.__annotations__ if not name.endswith("_config")
+    }
+
+
+def settable_fields() -> dict[str, Any]:
+    """`architecture_fields` without those that follow from the tokenizer and the features."""
+    fitted = ("vocab_size", "feature_size", "tie_word_embeddings")
+    return {
+        name: default
+        for name, default in architecture_fields().items()
+        if name not in fitted and not name.endswith("_token_id")
     }
 
 

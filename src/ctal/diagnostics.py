@@ -74,16 +74,25 @@ class Comparison:
 
 
 def diagnose(
-    model: CtalForPreTraining, dataset: PretrainingDataset, train_rows: np.ndarray, held_out_rows: np.ndarray
+    model: CtalForPreTraining,
+    dataset: PretrainingDataset,
+    train_rows: np.ndarray,
+    held_out_rows: np.ndarray,
+    *,
+    static_size: int,
 ) -> list[Comparison]:
-    """All comparisons for `model`, which is put into evaluation mode. The references are made from `train_rows`."""
+    """All comparisons for `model`, which is put into evaluation mode. The references are made from `train_rows`.
+
+    Features beyond the first `static_size` are deltas; static ones and deltas are compared apart too.
+    """
     model.eval()
     medians = training_medians(dataset, train_rows)
     unigram = unigram_log_probabilities(dataset, train_rows)
     rows = held_out_rows[:HELD_OUT_UTTERANCES].tolist()
     count = len(rows)
-    static = dataset.utterance(rows[0], 0)["feature_labels"].shape[1] // 2
-    parts = {"all": slice(None), "static": slice(0, static), "delta": slice(static, None)}
+    parts = {"all": slice(None)}
+    if static_size < len(medians):
+        parts |= {"static": slice(0, static_size), "delta": slice(static_size, None)}
     audio = {(who, part): np.zeros((DRAWS, count)) for who in ("model", "median", "line") for part in parts}
     text = {who: np.zeros((DRAWS, count)) for who in ("model", "unigram")}
     for draw in range(DRAWS):

@@ -35,7 +35,7 @@ from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import diagnose
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
-from ctal.masking import IGNORED, MaskingConfig
+from ctal.masking import IGNORED
 from ctal.modeling_ctal import CtalForPreTraining
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig, make_config
@@ -109,7 +109,14 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
     objective = PretrainingObjective(
         model, processor, Corpus([Store(path) for path in stores]), make_config(PretrainConfig, saved["config"])
     )
-    comparisons = diagnose(model, objective.dataset, objective.split.train, objective.split.validation)
+    extractor = processor.feature_extractor
+    comparisons = diagnose(
+        model,
+        objective.dataset,
+        objective.split.train,
+        objective.split.validation,
+        static_size=extractor.feature_size // (1 + extractor.delta_order),
+    )
     return {
         "step": saved["step"],
         "held_out": objective.split.rule,
@@ -181,6 +188,10 @@ class PretrainingObjective:
         lengths = np.ceil(corpus.seconds * self.frames_per_second).astype(np.int64)
         self.lengths = np.minimum(lengths, self.max_frames)
 
+    def identity(self) -> dict[str, Any]:
+        """See `ctal.training.Objective`, as for all methods that it has."""
+        return {"data_hash": self.corpus.content_hash, **self.model.config.architecture()}
+
     def notes(self) -> list[str]:
         """What the user should know of the data."""
         hours = [float(self.corpus.seconds[rows].sum()) / 3600 for rows in self.split[:2]]
@@ -199,7 +210,6 @@ class PretrainingObjective:
         return notes
 
     def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
-        """See `ctal.training.Objective`, as for all methods here."""
         plan = StepPlan(self.split.train, self.lengths, self.corpus.shards, self.config.batch_frames, self.config.seed)
         return plan_from(plan, start, rank=rank, ranks=ranks, accumulation=self.config.accumulation)
 
@@ -249,19 +259,20 @@ class PretrainingObjective:
 
 
 def make_dataset(
-    corpus: Corpus, processor: CtalProcessor, masking: MaskingConfig, *, max_frames: int, seed: int
+    corpus: Corpus, processor: CtalProcessor, config: PretrainConfig, *, max_frames: int, seed: int
 ) -> PretrainingDataset:
     """Masked utterances of `corpus`, tokenized and analysed by `processor`."""
     return PretrainingDataset(
         corpus,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
         extract=processor.feature_extractor.features,
-        masking=masking,
+        masking=config,
         vocab_size=len(processor.tokenizer),
         mask_id=SPECIAL_TOKENS.index("<mask>"),
         special_ids=len(SPECIAL_TOKENS),
         max_frames=max_frames,
         seed=seed,
+        cache_bytes=config.cache_megabytes * 2**20,
     )
 
 

@@ -27,15 +27,15 @@ class RunConfig(BaseModel):
     """Frames (80 a second) of a step, over all processes and accumulated microbatches together."""
     accumulation: int = Field(1, ge=1)
     """Microbatches of a step in each process: more need less memory; the maths stays the same."""
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(5e-5, gt=0, allow_inf_nan=False)
     """Its peak."""
     warmup_ratio: float = Field(0.07, ge=0, le=1)
     """Share of the steps in which the rate rises from 0; then it falls to 0, both linearly."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     """Of AdamW; biases and LayerNorms are spared."""
-    adam_epsilon: float = Field(1e-6, gt=0)
+    adam_epsilon: float = Field(1e-6, gt=0, allow_inf_nan=False)
     """Of AdamW, as in the authors' code."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Gradients are clipped to this norm, all tensors together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes matrix products in half precision (autocast); weights and losses stay fp32."""
@@ -53,6 +53,8 @@ class RunConfig(BaseModel):
     """Steps between entries of the log."""
     workers: int = Field(1, ge=0)
     """Processes that decode recordings ahead of the model, in each process; the data does not depend on it."""
+    cache_megabytes: int = Field(512, ge=0)
+    """Memory in which each worker keeps features, so that small corpora are decoded once; 512 hold three hours."""
 
 
 class PretrainConfig(RunConfig, MaskingConfig):
@@ -71,7 +73,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"frame_stack": 2}, "mini": {"frame_stack": 2}}
 """Size → architecture fields in which its recipe differs from the paper."""
 
-HARMLESS = frozenset({"workers", "log_every", "keep_checkpoints"})
+HARMLESS = frozenset({"workers", "cache_megabytes", "log_every", "keep_checkpoints"})
 """Fields that may change when a run is resumed: they do not touch the result."""
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -114,12 +116,14 @@ def parse_settings(settings: Sequence[str], known: Collection[str]) -> dict[str,
     return fields
 
 
-def check_same(saved: RunConfig, asked: RunConfig) -> None:
+def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises `InputError` naming the first field in which a resumed run would differ from the one it continues."""
-    for name, value in asked.model_dump().items():
-        before = getattr(saved, name)
-        if value != before and name not in HARMLESS:
-            raise InputError(f"--resume: {name} is {value}, but the run was started with {before}; use the same value")
+    for name in [*asked, *(saved.keys() - asked.keys())]:
+        if saved.get(name) != asked.get(name) and name not in HARMLESS:
+            raise InputError(
+                f"--resume: {name} is {asked.get(name)}, but the run was started with {saved.get(name)}; "
+                "use the same, or another --out"
+            )
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

@@ -56,6 +56,10 @@ class Objective(Protocol):
         """The validation metric whose lowest value marks the best model."""
         ...
 
+    def identity(self) -> dict[str, Any]:
+        """Data and architecture as plain values by name, none of them a name of the configuration."""
+        ...
+
     def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
         """This rank's share of every step from `start` on, without end."""
         ...
@@ -207,7 +211,7 @@ class _Loop:
         if resume:
             if not saved.exists():
                 raise InputError(f"{self.out}: no run to resume; leave --resume out to start one")
-            check_same(type(self.config).model_validate_json(saved.read_text()), self.config)
+            check_same(json.loads(saved.read_text()), self._identity())
             found = list_checkpoints(self.checkpoints)
             if found:
                 self._load(found[-1])
@@ -216,8 +220,12 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            saved.write_text(self.config.model_dump_json(indent=1))
+            saved.write_text(json.dumps(self._identity(), indent=1))
             self._forget_later_metrics()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run that it continues."""
+        return {**self.config.model_dump(), **self.objective.identity()}
 
     def _steps(self) -> Generator[tuple[PlannedStep, Sequence[Batch]]]:
         """Planned steps with their batches, which workers make ahead of time."""
