@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ctal.console import bar
 from ctal.corpora import get_corpus
 from ctal.corpora.demo import make_demo
 from ctal.pretrain import make_tokenizer, pretrain
-from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
+from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig, make_config
 from ctal.report import write_pretraining_report
 from ctal.store import prepare_store
-from ctal.training import Progress
+from ctal.training import Progress, fast_precision
 
 SIZE = "mini"
-VOCAB_SIZE = 2_000
-RECIPE = {
-    "steps": 900,
-    "learning_rate": 1e-3,
-    "batch_frames": 6_000,
-    "checkpoint_every": 150,
-}
-"""About six minutes on two cores."""
+VOCAB_SIZE = 400
+"""Pieces of words, each of which occurs often. With 2,000, whole words that occur a handful of times are memorised:
+held-out cross-entropy rises from step 200 on, and the audio does not learn to listen to them."""
+
+RECIPE: dict[str, Any] = {"steps": 1200, "batch_frames": 5_000, "checkpoint_every": 200, "audio_mask_ratio": 0.3}
+"""About six minutes on two cores. Twice the paper's share of masked frames: more of each utterance has to be predicted,
+and from further away, so the text is needed sooner."""
 
 
 def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
@@ -42,7 +42,8 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
     if (run / "evaluation.json").is_file():
         progress.note(f"{run}: trained already; remove it to train again")
     else:
-        config = make_config(PretrainConfig, RECIPE, {} if steps is None else {"steps": steps})
+        fast = {"precision": fast_precision()}
+        config = make_config(PretrainConfig, PRETRAINING[SIZE], RECIPE, fast, {} if steps is None else {"steps": steps})
         pretrain(
             [store],
             run,

@@ -35,6 +35,7 @@ from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import diagnose
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
+from ctal.files import folder_aside
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import CtalForPreTraining
 from ctal.processing_ctal import CtalProcessor
@@ -151,7 +152,8 @@ def make_tokenizer(source: Path, out: Path, vocab_size: int) -> int:
         rows = [row for row, split in enumerate(store.index.splits) if split in (None, "train")]
         lines = (text for row in rows if (text := store.read(row).text))
     tokenizer = train_tokenizer(lines, vocab_size)
-    tokenizer.save_pretrained(out)
+    with folder_aside(out) as folder:
+        tokenizer.save_pretrained(folder)
     return len(tokenizer)
 
 

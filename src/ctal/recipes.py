@@ -70,7 +70,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 }
 """Size → fields in which its recipe differs from the defaults, which are the paper's (section 4.1)."""
 
-MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"frame_stack": 2}, "mini": {"frame_stack": 2}}
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"frame_stack": 2}, "mini": {"frame_stack": 4}}
 """Size → architecture fields in which its recipe differs from the paper."""
 
 HARMLESS = frozenset({"workers", "cache_megabytes", "log_every", "keep_checkpoints"})
