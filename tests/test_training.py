@@ -317,7 +317,8 @@ def test_a_resumed_run_must_have_the_same_settings_but_for_harmless_ones(tiny: T
 
 
 @pytest.mark.parametrize(
-    ("architecture", "name"), [({"num_hidden_layers": 3}, "layers.2"), ({"intermediate_size": 64}, "feed_forward")]
+    ("architecture", "name"),
+    [({"num_hidden_layers": 3}, "num_hidden_layers"), ({"num_attention_heads": 4}, "num_attention_heads")],
 )
 def test_a_resumed_run_must_have_the_same_architecture(
     tiny: TinyCorpus, tmp_path: Path, architecture: dict[str, Any], name: str
@@ -326,6 +327,14 @@ def test_a_resumed_run_must_have_the_same_architecture(
     config = config_of(steps=2)
     other = objective_of(tiny, config, **architecture)
     assert name in refusal(lambda: train(other, config, tmp_path / "run", resume=True))
+
+
+def test_a_resumed_run_must_have_the_same_data(tiny: TinyCorpus, tmp_path: Path) -> None:
+    run(tiny, tmp_path / "run", steps=2)
+    saved = tmp_path / "run" / "config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "data_hash": "another"}))
+    objective = objective_of(tiny, config_of(steps=2))
+    assert "data_hash" in refusal(lambda: train(objective, config_of(steps=2), tmp_path / "run", resume=True))
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves_once_it_is_removed(

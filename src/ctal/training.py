@@ -324,14 +324,8 @@ class _Loop:
     @torch.no_grad()
     def _load(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
-        model = checkpoint.tensors["model"]
-        if model.keys() != self.parameters.keys():
-            other = sorted(model.keys() ^ self.parameters.keys())[0]
-            raise InputError(f"{path}: belongs to another architecture (see {other}); resume with the run's own --size")
         for name, parameter in self.parameters.items():
-            if model[name].shape != parameter.shape:
-                raise InputError(f"{path}: {name} has another shape; resume with the run's own architecture")
-            parameter.copy_(model[name])
+            parameter.copy_(checkpoint.tensors["model"][name])
         for entry, value in checkpoint.tensors["optimizer"].items():
             name, key = entry.rsplit("/", 1)
             parameter = self.parameters[name]
