@@ -183,6 +183,7 @@ def test_a_run_that_cannot_be_taken_up_is_told_why(ctal: Cli, tiny: TinyCorpus, 
     first = ctal(*pretrain_arguments(tiny, out, **small))
     assert first.code == 0
     assert f"{out / 'model'}: the best model, after step" in first.output
+    assert (out / "report.html").is_file()
 
     assert "add --resume" in last_refusal(ctal(*pretrain_arguments(tiny, out, **small)))
     changed = ctal(*pretrain_arguments(tiny, out, "--resume", **{**small, "seed": 3}))

@@ -116,6 +116,7 @@ def pretrain(
     from ctal.configuration_ctal import SIZES, settable_fields
     from ctal.pretrain import pretrain as run
     from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig, make_config, parse_settings
+    from ctal.report import write_pretraining_report
 
     if size not in SIZES:
         raise InputError(f"--size {size}: unknown{did_you_mean(size, SIZES)}; choose from {', '.join(SIZES)}")
@@ -137,8 +138,11 @@ def pretrain(
             progress=progress,
         )
     if evaluation:
+        write_pretraining_report(out, stores, out / "report.html", title=f"CTAL pre-training: {out.resolve().name}")
         _show_evaluation(evaluation)
-        print(f"{out / 'model'}: the best model, after step {evaluation['step']}")
+        print(
+            f"{out / 'model'}: the best model, after step {evaluation['step']}; {out / 'report.html'}: what it learned"
+        )
 
 
 @app.command()

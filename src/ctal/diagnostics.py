@@ -127,7 +127,8 @@ def diagnose(
         Comparison.of("masked tokens: smoothed unigram model", "nats", text_means["model"], text_means["unigram"])
     )
     listening = listening_test(model, dataset, rows)
-    return [*comparisons, listening] if listening else comparisons
+    # One utterance has no interval; none, where nothing has a transcript, not even a mean.
+    return [each for each in [*comparisons, listening] if each is not None and each.utterances > 1]
 
 
 def listening_test(model: CtalForPreTraining, dataset: PretrainingDataset, rows: Sequence[int]) -> Comparison | None:
