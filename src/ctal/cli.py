@@ -257,6 +257,9 @@ def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if not evaluation["comparisons"]:
+        print("nothing to compare: fewer than two utterances are held out")
+        return
     table = Table("compared with", "unit", "model", "reference", "gain (95 % interval)", "utterances")
     for row in evaluation["comparisons"]:
         gain = row["gain"]
