@@ -132,6 +132,7 @@ def load_model(folder: Path) -> tuple[CtalProcessor, CtalForPreTraining]:
     for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: not a model folder with its processor ({name} is missing); give RUN/model")
+    disable_progress_bar()
     return CtalProcessor.from_pretrained(folder), CtalForPreTraining.from_pretrained(folder)
 
 
