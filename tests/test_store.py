@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -491,3 +492,94 @@ def test_real_speech_is_stored_whole_byte_for_byte(tmp_path: Path, monkeypatch: 
     store = Store(tmp_path / "store")
     for i in (0, 50, 99):
         assert store.read(i).audio == utterances[i].audio.read_bytes()
+
+
+# Segments of longer recordings ------------------------------------------------------------------------------------
+
+
+def segment(audio: Path, start: float | None, end: float | None) -> Utterance:
+    return Utterance(f"{audio.stem}/{start}-{end}", audio, start=start, end=end)
+
+
+def test_a_segment_is_stored_alone_with_exactly_its_samples(tmp_path: Path):
+    audio = record(tmp_path / "long.wav", samples=5 * RATE)
+    prepare([segment(audio, 1.0, 2.25), segment(audio, None, 0.5), segment(audio, 4.5, None)], tmp_path / "store")
+    store = Store(tmp_path / "store")
+    whole, _ = soundfile.read(audio, dtype="int16")
+    for i, (start, end) in enumerate([(1.0, 2.25), (0.0, 0.5), (4.5, 5.0)]):
+        stored = store.read(i).audio
+        samples, rate = soundfile.read(BytesIO(stored), dtype="int16")
+        np.testing.assert_array_equal(samples, whole[int(start * RATE) : int(end * RATE)])
+        info = soundfile.info(BytesIO(stored))
+        assert (rate, info.format, info.subtype, info.channels) == (RATE, "FLAC", "PCM_16", 1)
+        assert store.index.seconds[i] == end - start
+        assert store.index.frames[i] == 1 + len(samples) // 200
+
+
+def test_a_segment_of_a_stereo_recording_is_stored_as_mono_at_its_own_rate(tmp_path: Path):
+    soundfile.write(tmp_path / "a.wav", noise(44_100, channels=2), 44_100, subtype="PCM_16")
+    prepare([segment(tmp_path / "a.wav", 0.25, 0.5)], tmp_path / "store")
+    samples, rate = soundfile.read(BytesIO(Store(tmp_path / "store").read(0).audio), dtype="float32")
+    expected = decode_audio(tmp_path / "a.wav")[0][11_025:22_050]
+    assert rate == 44_100
+    np.testing.assert_allclose(samples, expected, atol=0.51 / 32_768)
+
+
+def test_an_end_beyond_the_recording_is_clipped_to_it(tmp_path: Path):
+    audio = record(tmp_path / "a.wav", samples=RATE)
+    prepare([segment(audio, 0.5, 1.2)], tmp_path / "store")
+    assert Store(tmp_path / "store").index.seconds[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(1.0, 2.0), (7.0, 9.0), (0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 0.50001), (float("nan"), 1.0)]
+)
+def test_a_segment_that_is_empty_or_outside_is_quarantined_in_one_line_with_file_and_times(
+    tmp_path: Path, start: float, end: float
+):
+    audio = record(tmp_path / "a.wav", samples=RATE)
+    summary = prepare([segment(audio, start, end), Utterance("whole", audio)], tmp_path / "store")
+    (entry,) = summary.quarantined
+    assert entry.reason.startswith(f"{audio}: the segment from {start:g} to {end:g} s")
+    assert "lasts 1.00 s" in entry.reason
+    assert "\n" not in entry.reason
+    assert summary.utterances == 1
+
+
+def test_segments_of_a_missing_or_broken_recording_are_quarantined_each(tmp_path: Path):
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    bad = [segment(tmp_path / name, start, start + 1) for name in ("lost.wav", "broken.wav") for start in (0, 1)]
+    summary = prepare([*bad, Utterance("good", record(tmp_path / "good.wav"))], tmp_path / "store")
+    assert [entry.id for entry in summary.quarantined] == [utterance.id for utterance in bad]
+
+
+def test_consecutive_segments_share_a_shard_and_decode_their_recording_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    decoded: list[object] = []
+
+    def counting(source: bytes | Path, name: str | None = None) -> tuple[np.ndarray, int]:
+        decoded.append(source)
+        return decode_audio(source, name)
+
+    first, second = record(tmp_path / "a.wav", samples=RATE), record(tmp_path / "b.wav", samples=RATE)
+    monkeypatch.setattr(store_module, "decode_audio", counting)
+    monkeypatch.setattr(store_module, "SHARD_BYTES", int(2.5 * first.stat().st_size))
+    utterances = [segment(audio, i / 4, (i + 1) / 4) for audio in (first, second) for i in range(2)]
+    assert prepare(utterances, tmp_path / "store").shards == 1
+    assert decoded == [first, second]
+
+
+def test_changing_a_segments_times_changes_its_shard_and_whole_recordings_keep_their_fingerprints(tmp_path: Path):
+    audio = record(tmp_path / "a.wav", samples=RATE)
+
+    def fingerprint(utterance: Utterance) -> str:
+        return store_module._plan([utterance])[0][0].fingerprint
+
+    whole = Utterance("a", audio)
+    cuts = [replace(whole, start=0.0), replace(whole, start=0.1), replace(whole, start=0.1, end=0.5)]
+    assert len({fingerprint(utterance) for utterance in (whole, *cuts)}) == 4
+    status = audio.stat()
+    facts = [["a", str(audio), status.st_size, status.st_mtime_ns, None, None, None, "{}"]]
+    written = json.dumps([store_module.FORMAT, store_module.VERSION, facts])  # as before there were segments
+    assert fingerprint(whole) == hashlib.sha256(written.encode()).hexdigest()

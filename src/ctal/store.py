@@ -12,7 +12,8 @@ the right fingerprint is kept: that one rule makes preparing resumable, repeatab
 and bytes independent of the number of workers.
 
 Recordings are stored as they are, except 16- and 24-bit PCM WAV, which becomes FLAC: the same samples in about half
-the space. Each is decoded once, to the end, before it is stored; what cannot be decoded never reaches training.
+the space. Of an utterance that is a segment of a longer recording the segment alone is stored, as mono 16-bit FLAC.
+Each is decoded once, to the end, before it is stored; what cannot be decoded never reaches training.
 
 `datasets` reads a store too: `load_dataset("arrow", data_files="STORE/shards/*.arrow")`.
 """
@@ -28,7 +29,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -195,7 +196,8 @@ class _Shard:
 def _plan(utterances: Iterable[Utterance]) -> tuple[list[_Shard], list[Quarantined], int]:
     """The shards, the utterances whose id is taken by an earlier one, and the number of all utterances.
 
-    A fingerprint covers everything known of an utterance and its file's place, size and time of change.
+    A fingerprint covers everything known of an utterance and its file's place, size and time of change. Consecutive
+    segments of one recording count its bytes once, so that they share a shard, where it is decoded once.
     """
     shards: list[_Shard] = []
     duplicates: list[Quarantined] = []
@@ -225,12 +227,17 @@ def _plan(utterances: Iterable[Utterance]) -> tuple[list[_Shard], list[Quarantin
             size, changed = status.st_size, status.st_mtime_ns
         except OSError:  # the worker will say what is wrong with it
             size, changed = 0, 0
-        if len(group) == SHARD_UTTERANCES or size_of_group + size > SHARD_BYTES:
+        is_segment = _is_segment(utterance)
+        added = 0 if is_segment and group and group[-1].audio == audio else size
+        if len(group) == SHARD_UTTERANCES or size_of_group + added > SHARD_BYTES:
             close_group()
+            added = size
         group.append(utterance)
-        size_of_group += size
+        size_of_group += added
         known = (utterance.text, utterance.speaker, utterance.split, _labels_json(utterance.labels))
-        facts.append((id, os.path.abspath(audio), size, changed, *known))
+        # Whole recordings keep the fingerprints that they had before there were segments.
+        segment = (utterance.start, utterance.end) if is_segment else ()
+        facts.append((id, os.path.abspath(audio), size, changed, *known, *segment))
     close_group()
     return shards, duplicates, total
 
@@ -278,9 +285,10 @@ def _start_worker() -> None:
 def _write_shard(shard: _Shard, path: Path) -> None:
     rows: list[dict[str, Any]] = []
     quarantined: list[Quarantined] = []
+    decode = lru_cache(maxsize=1)(decode_audio)
     for utterance in shard.utterances:
         try:
-            rows.append(_row(utterance))
+            rows.append(_row(utterance, decode))
         except InputError as error:
             quarantined.append(_quarantine(utterance, str(error)))
     batch = pa.RecordBatch.from_pylist(rows, schema=_SHARD_SCHEMA)
@@ -297,19 +305,25 @@ def _quarantine(utterance: Utterance, reason: str) -> Quarantined:
     return Quarantined(*(field.encode(errors="backslashreplace").decode() for field in fields))
 
 
-def _row(utterance: Utterance) -> dict[str, Any]:
+def _row(utterance: Utterance, decode: Callable[[Path], tuple[np.ndarray, int]]) -> dict[str, Any]:
+    """`decode` is `decode_audio`, which remembers the recording that the last segment came from."""
     name = str(utterance.audio)
     labels = _labels_json(utterance.labels)
     try:
         "".join(filter(None, (utterance.id, utterance.text, utterance.speaker, utterance.split, labels))).encode()
     except UnicodeEncodeError:
         raise InputError(f"{name}: its name or text is not valid Unicode; rename the file or mend the text") from None
-    try:
-        source = utterance.audio.read_bytes()
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror}); check the path and its rights") from None
-    wave, sampling_rate = decode_audio(source, name)
-    audio = _compact(source)
+    if _is_segment(utterance):
+        whole, sampling_rate = decode(utterance.audio)
+        wave = _cut(whole, sampling_rate, utterance)
+        audio = _segment_flac(wave, sampling_rate, name)
+    else:
+        try:
+            source = utterance.audio.read_bytes()
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror}); check the path and its rights") from None
+        wave, sampling_rate = decode_audio(source, name)
+        audio = _compact(source)
     return {
         "id": utterance.id,
         "audio": audio,
@@ -323,6 +337,41 @@ def _row(utterance: Utterance) -> dict[str, Any]:
     }
 
 
+def _is_segment(utterance: Utterance) -> bool:
+    return utterance.start is not None or utterance.end is not None
+
+
+def _cut(wave: np.ndarray, sampling_rate: int, utterance: Utterance) -> np.ndarray:
+    """The segment's samples; an end beyond the recording's is the recording's."""
+    seconds = len(wave) / sampling_rate
+    start = 0.0 if utterance.start is None else utterance.start
+    end = seconds if utterance.end is None else utterance.end
+    # Written so that NaN is refused as well.
+    if 0 <= start < seconds and end > start:
+        segment = wave[round(start * sampling_rate) : round(min(end, seconds) * sampling_rate)]
+        if len(segment):
+            return segment
+    raise InputError(
+        f"{utterance.audio}: the segment from {start:g} to {end:g} s is empty or lies outside the recording, "
+        f"which lasts {seconds:.2f} s; correct its times or leave it out"
+    )
+
+
+def _segment_flac(wave: np.ndarray, sampling_rate: int, name: str) -> bytes:
+    """Float32 samples as 16-bit FLAC: those of a 16-bit mono recording unchanged, what is beyond full scale clipped."""
+    samples = np.clip(np.rint(wave * 32_768), -32_768, 32_767).astype(np.int16)
+    try:
+        return _flac(samples, sampling_rate, "PCM_16")
+    except soundfile.LibsndfileError:
+        raise InputError(f"{name}: FLAC takes no rate of {sampling_rate} Hz; resample the recording") from None
+
+
+def _flac(samples: np.ndarray, sampling_rate: int, subtype: str) -> bytes:
+    target = BytesIO()
+    soundfile.write(target, samples, sampling_rate, format="FLAC", subtype=subtype)
+    return target.getvalue()
+
+
 def _compact(source: bytes) -> bytes:
     """16- and 24-bit PCM WAV as FLAC, which decodes to the same samples; anything else as it is."""
     try:
@@ -331,11 +380,9 @@ def _compact(source: bytes) -> bytes:
                 return source
             subtype, sampling_rate = file.subtype, file.samplerate
             samples = file.read(dtype="int16" if subtype == "PCM_16" else "int32")
-        target = BytesIO()
-        soundfile.write(target, samples, sampling_rate, format="FLAC", subtype=subtype)
+        return _flac(samples, sampling_rate, subtype)
     except soundfile.LibsndfileError:  # an unusual rate, say: FLAC takes most, not all
         return source
-    return target.getvalue()
 
 
 def _labels_json(labels: Mapping[str, str | float]) -> str:
@@ -616,6 +663,11 @@ class Store:
     def index(self) -> StoreIndex:
         """Mapped on first use; millions of utterances cost nothing until a column is asked for."""
         return StoreIndex(self._open(self.path / "index.arrow"))
+
+    def labels(self) -> list[dict[str, str | float]]:
+        """The labels of every utterance, in order; reads a column of each shard, but no audio."""
+        shards = range(int(self.index.shards.max(initial=-1)) + 1)
+        return [json.loads(each) for number in shards for each in self._shard(number).column("labels").to_pylist()]
 
     def read(self, i: int) -> StoredUtterance:
         """Utterance `i`, 0 … len - 1, in the order of the corpus. The audio is copied out of the map (20 µs for

@@ -1,8 +1,8 @@
 """Corpora: where recordings, transcripts and labels come from.
 
-One file a corpus. Each registers a `Corpus` in `CORPORA` below, whose `prepare(root)` walks the layout in which
-the corpus is distributed and yields `Utterance`s, without decoding audio and in an order that depends only on
-what is on disk. `ctal.store` turns them into an Arrow store.
+One file a corpus, and `reading` for what several of them need. Each defines a `Corpus` and has a line in `_MODULES`
+below; its `prepare(root)` walks the layout in which the corpus is distributed and yields `Utterance`s, without decoding
+audio and in an order that depends only on what is on disk. `ctal.store` turns them into an Arrow store.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ class Utterance:
     text: str | None = None
     """The transcript as the corpus gives it, or None where there is none."""
     speaker: str | None = None
-    """Name of the speaker, unique in the corpus; splits never share a speaker."""
+    """Name of the speaker, unique in the corpus; splits never share one, except where `Corpus.shares_speakers`."""
     split: str | None = None
     """`train`, `validation` or `test` where the corpus prescribes one."""
     labels: Mapping[str, str | float] = field(default_factory=dict)
-    """For example `{"emotion": "angry", "sentiment": -1.5}`."""
+    """For example `{"emotion": "angry", "sentiment": -1.5}`; emotions are spelled alike in all corpora."""
+    start: float | None = None
+    """Where in `audio` the utterance starts, in seconds; None is the start of the file."""
+    end: float | None = None
+    """Where it ends, in seconds; None is the end of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,24 @@ class Corpus:
     help: str
     """One or two lines: what `ROOT_OR_FILE` must be, and where a person gets the corpus."""
     prepare: Callable[[Path], Iterator[Utterance]]
+    shares_speakers: bool = False
+    """True where the splits as published share speakers, so that results on them are not of unseen speakers."""
 
 
-_MODULES = {"librispeech": "librispeech", "folder": "folder", "manifest": "manifest", "demo": "demo"}
+_MODULES = {
+    "librispeech": "librispeech",
+    "folder": "folder",
+    "manifest": "manifest",
+    "demo": "demo",
+    "iemocap": "iemocap",
+    "iemocap6": "iemocap6",
+    "mosei": "mosei",
+    "meld": "meld",
+    "cremad": "cremad",
+    "ravdess": "ravdess",
+    "emodb": "emodb",
+    "voxceleb1": "voxceleb1",
+}
 """Corpus name → module of this package that defines `CORPUS`; one line adds a corpus."""
 
 

@@ -5,21 +5,19 @@ Speakers, splits and labels are not guessed from names or sub-folders: a manifes
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
+from ctal.corpora.reading import warn_left_out
 from ctal.errors import InputError
 
 _READABLE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"}
 _READABLE |= {".rf64", ".w64", ".sph", ".nist"}
 _UNREADABLE = {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka"}
 """Recordings too, though libsndfile does not read them: the store quarantines them, so that nobody misses them."""
-
-logger = logging.getLogger(__name__)
 
 
 def prepare(root: Path) -> Iterator[Utterance]:
@@ -44,9 +42,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
             ignored["hidden" if hidden else suffix or "no suffix"] += 1
     if not recordings:
         raise InputError(f"{root}: no recording in it (WAV, FLAC, OGG, MP3, …); name the folder that holds them")
-    if ignored:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common())
-        logger.warning("%s: left out %d files that are not recordings (%s)", root, ignored.total(), kinds)
+    warn_left_out(root, "files that are not recordings", ignored)
 
     transcripts = {path.with_suffix(""): path for path in texts}
     stems = {audio.with_suffix("") for audio in recordings}
@@ -55,6 +51,12 @@ def prepare(root: Path) -> Iterator[Utterance]:
         stem = audio.with_suffix("")
         text = _read(transcripts[stem]) if stem in transcripts else None
         yield Utterance(stem.relative_to(root).as_posix(), audio, text=text)
+
+
+def transcript_beside(audio: Path) -> str | None:
+    """What the same-named `.txt` says, if there is one; `InputError` if it is not UTF-8."""
+    path = audio.with_suffix(".txt")
+    return _read(path) if path.is_file() else None
 
 
 def _files(root: Path) -> Iterator[Path]:

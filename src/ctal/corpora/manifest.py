@@ -6,7 +6,6 @@ Columns: `audio` (a path, relative to the manifest or absolute) and optionally `
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ctal.corpora import Corpus, Utterance
+from ctal.corpora.reading import SPLITS, csv_rows
 from ctal.errors import InputError, did_you_mean
 
 _COLUMNS = ("audio", "id", "text", "speaker", "split", "labels", "emotion", "sentiment")
-_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-_SPLITS |= {"dev": "validation", "test": "test"}
 
 logger = logging.getLogger(__name__)
 
@@ -58,23 +56,7 @@ def prepare(manifest: Path) -> Iterator[Utterance]:
 def _csv_lines(manifest: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place for error messages, columns) of each line."""
     with manifest.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header: list[str] = []
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            _check_columns(header, f"{manifest}")
-            for cells in reader:
-                where = f"{manifest}, line {reader.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise InputError(
-                        f"{where}: {len(cells)} fields where the first line has {len(header)}; "
-                        "put text that holds a comma, a tab or a quote in double quotes"
-                    )
-                yield where, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise InputError(f"{manifest}, line {reader.line_num}: not CSV ({error}); mend its quotes") from None
+        yield from csv_rows(file, manifest, _check_columns, delimiter)
 
 
 def _json_lines(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,14 +91,14 @@ def _utterance(folder: Path, line: Mapping[str, Any], where: str) -> Utterance:
     if audio is None:
         raise InputError(f"{where}: 'audio' is empty; name the recording or delete the line")
     split = _text(line, "split", where)
-    if split is not None and split not in _SPLITS:
-        raise InputError(f"{where}: split '{split}'{did_you_mean(split, _SPLITS)}; use train, validation or test")
+    if split is not None and split not in SPLITS:
+        raise InputError(f"{where}: split '{split}'{did_you_mean(split, SPLITS)}; use train, validation or test")
     return Utterance(
         id=_text(line, "id", where) or _id(audio, folder),
         audio=folder / audio,
         text=_text(line, "text", where),
         speaker=_text(line, "speaker", where),
-        split=_SPLITS[split] if split else None,
+        split=SPLITS[split] if split else None,
         labels=_labels(line, where),
     )
 
