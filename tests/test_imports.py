@@ -16,7 +16,19 @@ SOURCE = REPOSITORY / "src" / "ctal"
 
 LAYERS = {
     "surfaces": {"__main__", "cli", "console", "demo", "report"},
-    "learning": {"checkpoint", "diagnostics", "pretrain", "recipes", "training"},
+    "learning": {
+        "baselines",
+        "checkpoint",
+        "diagnostics",
+        "finetune",
+        "inference",
+        "objective",
+        "pretrain",
+        "protocols",
+        "recipes",
+        "tasks",
+        "training",
+    },
     "hugging face": {
         "configuration_ctal",
         "convert_original",
@@ -25,7 +37,7 @@ LAYERS = {
         "processing_ctal",
     },
     "data": {"batching", "corpora", "store"},
-    "pure": {"attention", "audio", "errors", "features", "files", "masking", "text"},
+    "pure": {"attention", "audio", "errors", "features", "files", "fusion", "masking", "metrics", "text"},
 }
 """Layer → its modules, or packages with all that is in them. `ctal` itself holds the version and lazy names only."""
 
