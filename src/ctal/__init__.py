@@ -12,33 +12,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
     from ctal.feature_extraction_ctal import CtalFeatureExtractor
-    from ctal.modeling_ctal import CtalForPreTraining, CtalModel
+    from ctal.inference import pipeline
+    from ctal.modeling_ctal import CtalForPreTraining, CtalForSequenceClassification, CtalForXVector, CtalModel
     from ctal.processing_ctal import CtalProcessor
 
 __version__ = "0.1.0"
 
 _SURFACE = {
     "configuration_ctal": ("CtalConfig", "CtalTextConfig", "CtalAudioConfig"),
-    "modeling_ctal": ("CtalModel", "CtalForPreTraining"),
+    "modeling_ctal": ("CtalModel", "CtalForPreTraining", "CtalForSequenceClassification", "CtalForXVector"),
     "feature_extraction_ctal": ("CtalFeatureExtractor",),
     "processing_ctal": ("CtalProcessor",),
 }
+_TOOLS = {"inference": ("pipeline",)}
 
 __all__ = [
     "CtalAudioConfig",
     "CtalConfig",
     "CtalFeatureExtractor",
     "CtalForPreTraining",
+    "CtalForSequenceClassification",
+    "CtalForXVector",
     "CtalModel",
     "CtalProcessor",
     "CtalTextConfig",
+    "pipeline",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ctal' has no attribute '{name}'")
-    for module, names in _SURFACE.items():
+    # A tool is imported alone; one class brings all, for the Auto classes.
+    tools = {module: names for module, names in _TOOLS.items() if name in names}
+    for module, names in (tools or _SURFACE).items():
         globals().update({each: getattr(import_module(f"ctal.{module}"), each) for each in names})
     return globals()[name]
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ctal.errors import InputError, did_you_mean
+from ctal.fusion import FUSIONS
 
 _INHERITED = (
     *("name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels", "attn_implementation"),
@@ -117,11 +118,43 @@ class CtalConfig(_CheckedConfig):
     audio_config: dict | CtalAudioConfig | None = None
     audio_is_causal: bool = False
     """A frame sees itself and earlier frames only. The authors' code does this by accident (docs/parity.md)."""
+    position_init: str = "sinusoidal"
+    """How a new model's learned positions start: as sinusoids as large as what they are added to, or `normal`, as in
+    RoBERTa and the authors' code. Sinusoids find the way from sound to words in half the steps (docs/results.md)."""
     tie_word_embeddings: bool = True
     """The MLM decoder shares the word embeddings' weights; transformers reads it from the top level only."""
 
+    fusion: str = "orthogonal"
+    """How a task's head combines text and audio: `orthogonal` (the paper's), `concat`, `text`, `audio` or `gated`."""
+    orthogonality_weight: float = 1.0
+    """Of the orthogonality term in a task's loss; 0 leaves it out."""
+    orthogonal_norm: str = "cosine"
+    """`reference` divides by the audio's norm twice, as the authors' code does (docs/parity.md)."""
+    head_dropout_prob: float = 0.1
+    """Dropout of the fused vector in training. The authors' code builds it without applying it."""
+    speaker_loss: str = "softmax"
+    """Of speaker verification: `softmax` (cross-entropy, the paper's) or `aam` (additive angular margin)."""
+    speaker_margin: float = 0.2
+    """Of `aam`, in radians (Deng et al., 2019)."""
+    speaker_scale: float = 30.0
+    """Of `aam`: cosines are multiplied by it."""
+    decision_threshold: float | None = None
+    """Speaker verification: the cosine from which two recordings are taken for the same speaker's."""
+
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        choices = {
+            "fusion": tuple(FUSIONS),
+            "orthogonal_norm": ("cosine", "reference"),
+            "speaker_loss": ("softmax", "aam"),
+            "position_init": ("sinusoidal", "normal"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InputError(f"{name}='{value}'{did_you_mean(str(value), allowed)}: use {', '.join(allowed)}")
+        for name in ("orthogonality_weight", "head_dropout_prob", "speaker_margin", "speaker_scale"):
+            _check_range(name, getattr(self, name), whole=False)
         if self.text.hidden_size != self.audio.hidden_size:
             raise InputError(
                 f"hidden_size differs: {self.text.hidden_size} in text_config, {self.audio.hidden_size} in audio_config"
@@ -142,8 +175,9 @@ class CtalConfig(_CheckedConfig):
     def architecture(self) -> dict[str, Any]:
         """All that decides what the model computes, by name."""
         parts = {"text_config": self.text, "audio_config": self.audio}
-        own = {name: getattr(self, name) for name in architecture_fields() if owners_of(name) == ["both"]}
-        fields = [name for name in architecture_fields() if name not in own]
+        whole = [name for name in architecture_fields() if owners_of(name) == ["both"]]
+        own = {name: getattr(self, name) for name in whole if name != "decision_threshold"}
+        fields = [name for name in architecture_fields() if name not in whole]
         return own | {
             f"{part}.{name}": getattr(config, name)
             for part, config in parts.items()
@@ -184,7 +218,9 @@ def _check_range(name: str, value: Any, *, whole: bool) -> None:
         raise InputError(f"{name}={value!r}: must be a number")
     elif name.endswith("dropout_prob") and not 0 <= value < 1:
         raise InputError(f"{name}={value}: must be at least 0 and below 1")
-    elif not name.endswith("dropout_prob") and not 0 < value < float("inf"):
+    elif name == "orthogonality_weight" and not 0 <= value < float("inf"):
+        raise InputError(f"{name}={value}: must be at least 0")
+    elif not name.endswith(("dropout_prob", "weight")) and not 0 < value < float("inf"):
         raise InputError(f"{name}={value}: must be above 0")
 
 
@@ -215,9 +251,16 @@ def architecture_fields() -> dict[str, Any]:
     }
 
 
+HEAD_FIELDS = (
+    *("fusion", "orthogonality_weight", "orthogonal_norm", "head_dropout_prob"),
+    *("speaker_loss", "speaker_margin", "speaker_scale"),
+)
+"""Fields of `CtalConfig` that concern the head of a task alone."""
+
+
 def settable_fields() -> dict[str, Any]:
-    """`architecture_fields` without those that follow from the tokenizer and the features."""
-    fitted = ("vocab_size", "feature_size", "tie_word_embeddings")
+    """`architecture_fields` of the encoders, without those that follow from the tokenizer, the features or a task."""
+    fitted = ("vocab_size", "feature_size", "tie_word_embeddings", "decision_threshold", *HEAD_FIELDS)
     return {
         name: default
         for name, default in architecture_fields().items()

@@ -1,4 +1,4 @@
-"""The authors' checkpoints (`states-*.ckpt`, 2021) as `from_pretrained` folders.
+"""The authors' checkpoints (`states-*.ckpt`, 2021) as `from_pretrained` folders, and their task heads.
 
 Their checkpoints are pickles, which can run any code when they are read. Here torch's restricted unpickler reads them,
 two classes of theirs that it meets on the way are replaced by an empty one, and every other class is refused.
@@ -24,7 +24,7 @@ from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.errors import InputError, did_you_mean
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import folder_aside
-from ctal.modeling_ctal import CtalForPreTraining
+from ctal.modeling_ctal import CtalForPreTraining, CtalForSequenceClassification, CtalForXVector
 from ctal.processing_ctal import CtalProcessor
 from ctal.text import load_original_tokenizer
 
@@ -174,6 +174,35 @@ def convert_checkpoint(path: Path, out: Path, tokenizer: Path | None = None) -> 
         preprocessor.save_pretrained(folder)
         card = _model_card(path, checkpoint.step, model, tokenizer is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_original_head(model: CtalForSequenceClassification | CtalForXVector, state: Mapping[str, Tensor]) -> None:
+    """Puts the weights of an authors' task head into `model`, whose fusion and number of labels must be theirs.
+
+    Args:
+        state: Tensors by their names: `semantic_linear`, `acoustic_linear`, `acoustic_attention`, `fuse_linear` (each
+            `.weight` and `.bias`) and `classifier.weight`, without those of a modality that the fusion does not use.
+
+    Raises:
+        InputError: A weight is missing, left over, or has the wrong shape.
+    """
+    names = {
+        "head.text_dense": "semantic_linear",
+        "head.audio_dense": "acoustic_linear",
+        "head.audio_attention": "acoustic_attention",
+        "head.dense": "fuse_linear",
+        "classifier": "classifier",
+    }
+    ours = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("ctal.")}
+    source = _Source("head", state)
+    taken: dict[str, Tensor] = {}
+    for name in ours:
+        module, _, field = name.rpartition(".")
+        if module not in names:
+            raise InputError(f"fusion='{model.config.fusion}' has the weight '{name}', which no head of theirs has")
+        taken |= source.take(ours, name, f"{names[module]}.{field}")
+    source.check_all_taken()
+    model.load_state_dict(taken, strict=False)
 
 
 def _state(path: Path, content: Mapping[str, Any], part: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The CTAL model: a RoBERTa text encoder, and an audio encoder that attends to the text.
 
 Source: Li et al., "CTAL: Pre-training Cross-modal Transformer for Audio-and-Language Representations", EMNLP 2021,
-section 3.1 (encoders) and 3.2–3.3 (heads).
+section 3.1 (encoders), 3.2–3.3 (heads of pre-training) and 3.5 (heads of tasks, with `ctal.fusion`).
 
 Inside the model the utterances of a batch stand one behind the other, without padding: padding is removed on the way
 in and put back only in outputs that a caller gets. Query, key and value are one matrix product. Where only the losses
@@ -9,8 +9,8 @@ are wanted, the last audio layer computes queries and feed-forward for the maske
 masked positions alone.
 
 Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S
-selected ones of those; D hidden size, F dimensions of a frame, V vocabulary. With `frame_stack` k a position of the
-audio encoder stands for k frames, and there are ceil(T/k) of them.
+selected ones of those; D hidden size, F dimensions of a frame, V vocabulary, C classes. With `frame_stack` k a position
+of the audio encoder stands for k frames, and there are ceil(T/k) of them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForPreTraining, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForAudioXVector,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.utils.generic import ModelOutput
 
 from ctal.attention import Lengths, attention_weights, packed_attention
 from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.errors import InputError
+from ctal.fusion import FUSIONS, Fused, OrthogonalNorm, Pools, segment_attend, segment_max
 from ctal.masking import IGNORED
 
 
@@ -60,6 +67,22 @@ class CtalForPreTrainingOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
+@dataclass
+class CtalTaskOutput(ModelOutput):
+    """What a head says of each utterance."""
+
+    loss: Tensor | None = None
+    """`task_loss + orthogonality_weight · orthogonality_loss`."""
+    task_loss: Tensor | None = None
+    """Cross-entropy in nats, or L1 of a regression, an utterance."""
+    orthogonality_loss: Tensor | None = None
+    """Sum of |cos| between the pools of text and audio, an utterance (paper, section 3.5)."""
+    logits: Tensor | None = None
+    """(B, C); scores of a regression are (B, 1)."""
+    embeddings: Tensor | None = None
+    """(B, 2·D), the fused vector before the classifier."""
+
+
 @dataclass(frozen=True)
 class Packed:
     """Utterances one behind the other."""
@@ -71,6 +94,11 @@ class Packed:
     """(N,) place of each position in the flattened padded batch."""
     shape: torch.Size
     """(B, longest) of the padded batch."""
+
+    @property
+    def owner(self) -> Tensor:
+        """(N,) number of the utterance that each position belongs to."""
+        return self.index // self.shape[1]
 
     def with_values(self, values: Tensor) -> Packed:
         return replace(self, values=values)
@@ -287,7 +315,11 @@ class CtalPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights with `initializer_range` (RoBERTa), zero biases, identity norms."""
+        """Normal weights with `initializer_range` (RoBERTa), zero biases, identity norms; positions by `position_init`.
+
+        Positions that are small and random beside features, as RoBERTa's are, leave it to chance how soon the audio
+        finds the words that it is about.
+        """
         std = self.config.text.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
@@ -298,6 +330,18 @@ class CtalPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, TextEncoder | AudioEncoder):
             nn.init.normal_(module.token_type_embedding, std=std)
+            if self.config.position_init == "sinusoidal":
+                # transformers visits children first, so these take the place of normal ones.
+                inputs = module.dense.in_features if isinstance(module, AudioEncoder) else 1
+                positions = module.position_embeddings.weight
+                positions.copy_(std * inputs**0.5 * sinusoids(*positions.shape))
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """(positions, width) of Vaswani et al. (2017, section 3.5), scaled to a mean square of 1."""
+    rates = 10_000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)[:, :width] * 2**0.5
 
 
 class CtalModel(CtalPreTrainedModel):
@@ -323,7 +367,7 @@ class CtalModel(CtalPreTrainedModel):
             input_ids: (B, L) token ids, `<s>` … `</s>`. None stands for an empty transcript, `<s></s>`.
             attention_mask: (B, L), 1 at tokens, 0 at padding, which is on the right. None: no padding.
             input_features: (B, T, F) normalised features. None: the audio encoder is not run.
-            feature_attention_mask: (B, T), likewise.
+            feature_attention_mask: (B, T), likewise; a row of zeros is an utterance without a recording.
             output_attentions: Also return what each frame attends to in the text.
 
         Raises:
@@ -363,7 +407,9 @@ class CtalModel(CtalPreTrainedModel):
         if input_features is None:
             return tokens, None
         _check_dimensions("input_features", input_features, "(B, T, F)")
-        mask = _checked_mask("feature_attention_mask", feature_attention_mask, input_features[..., 0])
+        mask = _checked_mask(
+            "feature_attention_mask", feature_attention_mask, input_features[..., 0], may_be_empty=True
+        )
         if input_features.shape[2] != self.config.audio.feature_size:
             raise InputError(
                 f"input_features has {input_features.shape[2]} dimensions a frame, "
@@ -501,6 +547,137 @@ class CtalForPreTraining(CtalPreTrainedModel):
         return total / (_at_least_one(masked.sum() if count is None else count) * size)
 
 
+class FusionHead(nn.Module):
+    """States of both encoders → one vector an utterance (paper, section 3.5): linear and tanh, pools, fusion, linear
+    and tanh."""
+
+    def __init__(self, config: CtalConfig) -> None:
+        super().__init__()
+        width, kind = config.hidden_size, FUSIONS[config.fusion]
+        self.text_dense = nn.Linear(width, width) if kind.uses_text else None
+        self.audio_dense = nn.Linear(width, width) if kind.uses_audio else None
+        self.audio_attention = nn.Linear(width, 1) if kind.uses_audio else None
+        norm: OrthogonalNorm = "reference" if config.orthogonal_norm == "reference" else "cosine"
+        self.fusion = kind(width, norm)
+        self.dense = nn.Linear(2 * width, 2 * width)
+
+    def forward(self, text: Packed, audio: Packed | None) -> Fused:
+        """`audio` is None where no utterance has a recording."""
+        batch = len(text.lengths.sizes)
+        zeros_BD = text.values.new_zeros(batch, text.values.shape[1])
+        pools = Pools(
+            zeros_BD, zeros_BD, zeros_BD, zeros_BD, torch.zeros(batch, dtype=torch.bool, device=text.index.device)
+        )
+        if self.text_dense is not None:
+            states_ND = self.text_dense(text.values).tanh()
+            first_B = text.lengths.offsets[:-1].long()
+            is_rest = torch.ones(len(states_ND), dtype=torch.bool, device=first_B.device).index_fill(0, first_B, False)
+            maximum = segment_max(states_ND[is_rest], text.owner[is_rest], batch)
+            pools = pools._replace(text_first=states_ND[first_B], text_max=maximum)
+        if self.audio_dense is not None and self.audio_attention is not None and audio is not None:
+            states_ND = self.audio_dense(audio.values).tanh()
+            owner, scores_N = audio.owner, self.audio_attention(states_ND)[:, 0]
+            has_audio = torch.tensor(audio.lengths.sizes, device=owner.device) > 0
+            pools = pools._replace(
+                audio_attended=segment_attend(states_ND, scores_N, owner, batch),
+                audio_max=segment_max(states_ND, owner, batch),
+                has_audio=has_audio,
+            )
+        fused = self.fusion(pools)
+        return fused._replace(vector=self.dense(fused.vector).tanh())
+
+
+class _CtalForTask(CtalPreTrainedModel):
+    """Both encoders, the fusion, and a classifier without bias over the fused vector."""
+
+    accepts_loss_kwargs = False
+    """As in `CtalForPreTraining`."""
+    _keys_to_ignore_on_load_unexpected = [r"^text_head\.", r"^audio_head\."]  # noqa: RUF012 (of pre-training)
+
+    def __init__(self, config: CtalConfig) -> None:
+        super().__init__(config)
+        self.ctal = CtalModel(config)
+        self.head = FusionHead(config)
+        self.dropout = nn.Dropout(config.head_dropout_prob)
+        self.classifier = nn.Linear(2 * config.hidden_size, len(config.id2label or ()), bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        label_weights: Tensor | None = None,
+        utterance_count: Tensor | int | None = None,
+    ) -> CtalTaskOutput:
+        """Classifies utterances. The first four arguments are `CtalModel`'s.
+
+        Args:
+            labels: (B,) class numbers, or scores of a regression.
+            label_weights: (C,) weight of each class in the loss; None: 1.
+            utterance_count: Utterances of the whole step, over all ranks and microbatches, by which sums of losses are
+                divided; None: those of this batch.
+        """
+        text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+        text = self.ctal.text_encoder(text)
+        uses_audio = self.head.fusion.uses_audio
+        if frames is None and not self.head.fusion.uses_text:
+            raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
+        audio = frames.with_values(self.ctal.audio_encoder(frames, text)) if frames is not None and uses_audio else None
+        fused = self.head(text, audio)
+        logits = self._logits(fused.vector, labels)
+        output = CtalTaskOutput(logits=logits, embeddings=fused.vector)
+        if labels is not None:
+            _check_shape("labels", labels, logits.shape[:1])
+            count = _at_least_one(len(logits) if utterance_count is None else utterance_count)
+            task_loss = self._loss(logits.float(), labels, label_weights) / count
+            orthogonality_loss = fused.orthogonality_B.sum() / count
+            output.task_loss, output.orthogonality_loss = task_loss, orthogonality_loss
+            output.loss = task_loss + self.config.orthogonality_weight * orthogonality_loss
+        return output
+
+    def _logits(self, fused_BE: Tensor, labels: Tensor | None) -> Tensor:
+        return self.classifier(self.dropout(fused_BE))
+
+    def _loss(self, logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None) -> Tensor:
+        """Sum over utterances."""
+        losses = F.cross_entropy(logits_BC, labels_B.long(), reduction="none")
+        return (losses if weights_C is None else losses * weights_C[labels_B.long()]).sum()
+
+
+class CtalForSequenceClassification(_CtalForTask):
+    """An emotion or another class of an utterance; with `problem_type="regression"` and one label, a score (L1)."""
+
+    def _loss(self, logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None) -> Tensor:
+        if self.config.problem_type == "regression":
+            return F.l1_loss(logits_BC[:, 0], labels_B.float(), reduction="sum")
+        return super()._loss(logits_BC, labels_B, weights_C)
+
+
+class CtalForXVector(_CtalForTask):
+    """Speaker verification: a classifier of the training speakers whose `embeddings` are compared by cosine.
+
+    With `speaker_loss="aam"` the logits are scaled cosines, and in training the angle to the right speaker must be
+    smaller by a margin (Deng et al., ArcFace, CVPR 2019, formula 3).
+    """
+
+    def _logits(self, fused_BE: Tensor, labels: Tensor | None) -> Tensor:
+        if self.config.speaker_loss == "softmax":
+            return super()._logits(fused_BE, labels)
+        # Autocast would multiply in half precision, whose steps, scaled, are as large as the margin's effect.
+        with torch.autocast(fused_BE.device.type, enabled=False):
+            weight_CE = F.normalize(self.classifier.weight.float())
+            cosines_BC = F.linear(F.normalize(self.dropout(fused_BE).float()), weight_CE)
+        if labels is not None and self.training:
+            angles_B = cosines_BC.gather(1, labels[:, None].long()).clamp(-1 + 1e-6, 1 - 1e-6).acos()
+            # Beyond π the cosine would rise again.
+            marked = (angles_B + self.config.speaker_margin).clamp(max=torch.pi).cos()
+            cosines_BC = cosines_BC.scatter(1, labels[:, None].long(), marked)
+        return self.config.speaker_scale * cosines_BC
+
+
 def stack_frames(features: Tensor, stack: int) -> Tensor:
     """(B, T, F) → (B, ceil(T/stack), stack·F), with zeros behind the last frame."""
     if stack == 1:
@@ -528,14 +705,16 @@ def _check_shape(name: str, values: Tensor, shape: torch.Size) -> None:
         raise InputError(f"{name} has shape {tuple(values.shape)}: it must be {tuple(shape)}, as its input")
 
 
-def _checked_mask(name: str, mask: Tensor | None, like: Tensor) -> Tensor:
-    """`mask`, or ones like the (B, longest) tensor `like`; refuses empty utterances and padding that is not last."""
+def _checked_mask(name: str, mask: Tensor | None, like: Tensor, *, may_be_empty: bool = False) -> Tensor:
+    """`mask`, or ones like the (B, longest) tensor `like`; refuses padding that is not last, and empty utterances."""
     if mask is None:
         return torch.ones(like.shape, dtype=torch.long, device=like.device)
     _check_shape(name, mask, like.shape)
     mask = mask.long()
-    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] > mask[:, :-1]).any()):
-        raise InputError(f"{name} must be ones, at least one, then zeros in each row: padding belongs on the right")
+    is_empty = not may_be_empty and not bool(mask[:, 0].all())
+    if is_empty or bool((mask[:, 1:] > mask[:, :-1]).any()):
+        least = "" if may_be_empty else " at least one,"
+        raise InputError(f"{name} must be ones,{least} then zeros in each row: padding belongs on the right")
     return mask
 
 
@@ -551,3 +730,5 @@ def _padded_weights(weights: list[list[Tensor]], audio: Packed, text: Packed) ->
 
 AutoModel.register(CtalConfig, CtalModel)
 AutoModelForPreTraining.register(CtalConfig, CtalForPreTraining)
+AutoModelForSequenceClassification.register(CtalConfig, CtalForSequenceClassification)
+AutoModelForAudioXVector.register(CtalConfig, CtalForXVector)

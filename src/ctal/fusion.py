@@ -1,0 +1,148 @@
+"""Fusion: the states of two modalities, packed, to one vector an utterance.
+
+Source: paper, section 3.5, and the authors' code. Every state goes through a linear layer and tanh; then text is pooled
+as its first token and as the maximum of the others, audio by attention and as its maximum. A fusion combines these four
+pools. A module of its own each, found by name in `FUSIONS`: one entry there adds a fusion.
+
+An utterance without a recording has no audio positions: its audio pools are 0, and it has no part in orthogonality.
+
+Shape suffixes: B utterances, N packed positions of all of them, D hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OrthogonalNorm = Literal["cosine", "reference"]
+
+
+class Pools(NamedTuple):
+    """What each modality says of an utterance, (B, D) each; 0 for a modality that is missing or that is not used."""
+
+    text_first: Tensor
+    text_max: Tensor
+    audio_attended: Tensor
+    audio_max: Tensor
+    has_audio: Tensor
+    """(B,) bool."""
+
+
+class Fused(NamedTuple):
+    vector: Tensor
+    """(B, 2·D)."""
+    orthogonality_B: Tensor
+    """Sum of |cos| between pools of like kind of the two modalities; 0 where the fusion has no such term."""
+
+
+def segment_max(values_ND: Tensor, owner_N: Tensor, segments: int) -> Tensor:
+    """(segments, D) maximum over the positions of each segment; 0 for an empty one."""
+    index_ND = owner_N[:, None].expand_as(values_ND)
+    start = values_ND.new_zeros(segments, values_ND.shape[1])
+    return start.scatter_reduce(0, index_ND, values_ND, "amax", include_self=False)
+
+
+def segment_attend(values_ND: Tensor, scores_N: Tensor, owner_N: Tensor, segments: int) -> Tensor:
+    """(segments, D) mean of each segment's positions, weighted by the softmax of their scores; 0 for an empty one."""
+    scores_N = scores_N.float()
+    highest = segment_max(scores_N.detach()[:, None], owner_N, segments)[:, 0]
+    weights_N = (scores_N - highest[owner_N]).exp()
+    totals = weights_N.new_zeros(segments).index_add(0, owner_N, weights_N)
+    weights_N = weights_N / totals[owner_N]
+    start = values_ND.new_zeros(segments, values_ND.shape[1])
+    return start.index_add(0, owner_N, values_ND * weights_N[:, None].to(values_ND.dtype))
+
+
+def absolute_cosine(audio_BD: Tensor, text_BD: Tensor, norm: OrthogonalNorm) -> Tensor:
+    """(B,) |cos|, 0 where a vector is 0; `reference` divides by the norm of the audio twice, as the authors' code."""
+    audio, text = audio_BD.float(), text_BD.float()
+    if norm == "reference":
+        return ((audio * text).sum(1) / audio.square().sum(1).clamp_min(1e-12)).abs()
+    return F.cosine_similarity(audio, text, dim=1).abs()
+
+
+class Fusion(nn.Module):
+    """Four pools to one vector; `norm` is that of the orthogonality term, where there is one."""
+
+    uses_text: bool = True
+    uses_audio: bool = True
+
+    def __init__(self, hidden_size: int, norm: OrthogonalNorm) -> None:
+        super().__init__()
+        self.norm: OrthogonalNorm = norm
+
+    def forward(self, pools: Pools) -> Fused:
+        raise NotImplementedError
+
+
+class OrthogonalFusion(Fusion):
+    """The paper's: pools of like kind are summed, and kept orthogonal by a term of the loss."""
+
+    def forward(self, pools: Pools) -> Fused:
+        vector = torch.cat([pools.text_first + pools.audio_attended, pools.text_max + pools.audio_max], 1)
+        first = absolute_cosine(pools.audio_attended, pools.text_first, self.norm)
+        return Fused(vector, first + absolute_cosine(pools.audio_max, pools.text_max, self.norm))
+
+
+class ConcatFusion(Fusion):
+    """The authors' plain fusion: the first token beside the attended audio."""
+
+    def forward(self, pools: Pools) -> Fused:
+        return _side_by_side(pools.text_first, pools.audio_attended)
+
+
+class TextFusion(Fusion):
+    """The two pools of the text; the audio has no part."""
+
+    uses_audio = False
+
+    def forward(self, pools: Pools) -> Fused:
+        return _side_by_side(pools.text_first, pools.text_max)
+
+
+class AudioFusion(Fusion):
+    """The two pools of the audio, whose encoder has seen the text."""
+
+    uses_text = False
+
+    def forward(self, pools: Pools) -> Fused:
+        return _side_by_side(pools.audio_attended, pools.audio_max)
+
+
+class GatedFusion(Fusion):
+    """Ours, beyond the paper: each dimension chooses between the modalities.
+
+    z = σ(W [text; audio] + b), then z·text + (1 − z)·audio, for each kind of pool (gated multimodal units: Arevalo et
+    al., 2017, widespread in emotion recognition since). Without a recording the gate is 1.
+    """
+
+    def __init__(self, hidden_size: int, norm: OrthogonalNorm) -> None:
+        super().__init__(hidden_size, norm)
+        self.gate_first = nn.Linear(2 * hidden_size, hidden_size)
+        self.gate_max = nn.Linear(2 * hidden_size, hidden_size)
+
+    def forward(self, pools: Pools) -> Fused:
+        def mixed(gate: nn.Module, text: Tensor, audio: Tensor) -> Tensor:
+            share = gate(torch.cat([text, audio], 1)).sigmoid()
+            share = share.masked_fill(~pools.has_audio[:, None], 1.0)
+            return share * text + (1 - share) * audio
+
+        first = mixed(self.gate_first, pools.text_first, pools.audio_attended)
+        return _side_by_side(first, mixed(self.gate_max, pools.text_max, pools.audio_max))
+
+
+FUSIONS: dict[str, type[Fusion]] = {
+    "orthogonal": OrthogonalFusion,
+    "concat": ConcatFusion,
+    "text": TextFusion,
+    "audio": AudioFusion,
+    "gated": GatedFusion,
+}
+"""Name, as in `CtalConfig.fusion` → module."""
+
+
+def _side_by_side(first: Tensor, second: Tensor) -> Fused:
+    return Fused(torch.cat([first, second], 1), torch.zeros(len(first), device=first.device))
