@@ -282,6 +282,35 @@ def test_cross_attentions_are_distributions_over_the_tokens_of_the_utterance(fie
 
 
 @torch.no_grad()
+def test_an_utterance_without_frames_is_one_without_a_recording_and_disturbs_no_other() -> None:
+    model = pretraining_model()
+    mask = BATCH["feature_attention_mask"].clone()
+    mask[1] = 0
+
+    output = model(**inputs_of(BATCH) | {"feature_attention_mask": mask})
+    whole = model(**inputs_of(BATCH))
+
+    assert not output.audio_hidden_state[1].any()
+    for row in (0, 2, 3):
+        torch.testing.assert_close(output.audio_hidden_state[row], whole.audio_hidden_state[row])
+    torch.testing.assert_close(output.text_hidden_state, whole.text_hidden_state)
+
+
+def test_new_positions_are_sinusoids_as_large_as_what_they_are_added_to_or_small_and_random() -> None:
+    config = nano(max_position_embeddings=512, frame_stack=2)
+    model = CtalModel(config)
+    audio, text = (each.position_embeddings.weight for each in (model.audio_encoder, model.text_encoder))
+    features = model.audio_encoder.dense(torch.randn(500, 2 * FEATURES))
+
+    assert audio.square().mean().sqrt().item() == pytest.approx(features.square().mean().sqrt().item(), rel=0.15)
+    assert text.square().mean().sqrt().item() == pytest.approx(config.text.initializer_range, rel=0.15)
+    # The product of two positions depends on their distance alone.
+    torch.testing.assert_close((audio[3] * audio[8]).sum(), (audio[103] * audio[108]).sum(), rtol=1e-3, atol=1e-3)
+
+    random = CtalModel(nano(max_position_embeddings=512, position_init="normal")).audio_encoder
+    assert random.position_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 def test_asking_for_attentions_changes_no_other_output() -> None:
     model = pretraining_model()
     plain, attentive = model(**inputs_of(BATCH)), model(**inputs_of(BATCH), output_attentions=True)
@@ -323,7 +352,7 @@ def test_auto_classes_find_the_model_by_its_folder(tmp_path: Path) -> None:
 
 def test_new_weights_are_small_and_biases_0_and_differ_between_layers() -> None:
     torch.manual_seed(0)
-    model = CtalForPreTraining(nano())
+    model = CtalForPreTraining(nano(position_init="normal"))
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             assert (parameter == 1).all(), name
@@ -361,9 +390,9 @@ WRONG: dict[str, tuple[Batch, str]] = {
         {"input_ids": BATCH["input_ids"], "attention_mask": BATCH["attention_mask"].flip(1)},
         "attention_mask",
     ),
-    "an utterance without frames": (
-        {"input_features": BATCH["input_features"], "feature_attention_mask": 0 * BATCH["feature_attention_mask"]},
-        "feature_attention_mask",
+    "an utterance without tokens": (
+        {"input_ids": BATCH["input_ids"], "attention_mask": 0 * BATCH["attention_mask"]},
+        "attention_mask",
     ),
     "too long a text": ({"input_ids": torch.full((1, 63), 7)}, "63 tokens, more than the model's 62"),
     "too long a recording": ({"input_features": torch.zeros(1, 65, FEATURES)}, "65 frames, more than the model's 64"),

@@ -116,7 +116,7 @@ def test_the_number_of_workers_does_not_change_the_losses(
 
 def test_biases_and_layer_norms_are_not_decayed(tiny: TinyCorpus) -> None:
     model = objective_of(tiny, config_of()).model
-    decayed, spared = parameter_groups(model, 0.01)
+    decayed, spared = parameter_groups(model, 0.01, lambda name: 1.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter in spared["params"]:
         assert names[id(parameter)].endswith(("bias", "norm.weight", "token_type_embedding"))

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctal.audio import load_audio
 from ctal.errors import InputError
-from ctal.masking import IGNORED, MaskingConfig, mask_frames, mask_tokens
+from ctal.masking import IGNORED, MaskingConfig, mask_blocks, mask_frames, mask_tokens
 from ctal.store import Store, StoredUtterance
 
 SHARDS_A_GROUP = 64
@@ -38,13 +38,13 @@ MAX_HELD_OUT = 3600 * 80
 
 def seeded_generator(*parts: object) -> torch.Generator:
     """A generator whose draws depend on `parts` alone, for example seed, epoch and utterance id."""
-    return torch.Generator().manual_seed(_digest(*parts))
+    return torch.Generator().manual_seed(digest(*parts))
 
 
-def _digest(*parts: object) -> int:
+def digest(*parts: object) -> int:
     """63 bits that depend on `parts` alone, on any machine."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    content = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(content, "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepPlan:
     shards: np.ndarray
     """Row → number of the shard that holds it."""
     batch_frames: int
-    """A step holds at most so many frames; the last of a group up to half as many again, or a single longer one."""
+    """A step holds at most so many frames, or one longer utterance; the last of a group up to half as many more."""
     seed: int
 
     def steps(self, epoch: int) -> Iterator[np.ndarray]:
@@ -183,6 +183,10 @@ class Corpus:
     def splits(self) -> list[str | None]:
         return [name for store in self.stores for name in store.index.splits]
 
+    @cached_property
+    def labels(self) -> list[dict[str, str | float]]:
+        return [labels for store in self.stores for labels in store.labels()]
+
     def read(self, row: int) -> StoredUtterance:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.stores[number].read(row - int(self._starts[number]))
@@ -234,7 +238,7 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     candidates = has_text if has_text.any() and len(set(owners[has_text].tolist())) > 1 else np.ones(len(usable), bool)
     unique, owner_of = np.unique(owners, return_inverse=True)
     frames = np.bincount(owner_of, np.where(candidates, corpus.frames[usable], 0), len(unique))
-    order = [number for number in np.argsort([_digest(name) for name in unique]) if frames[number]]
+    order = [number for number in np.argsort([digest(name) for name in unique]) if frames[number]]
     before = np.cumsum(frames[order]) - frames[order]
     held = [
         number
@@ -247,8 +251,8 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     return Split(usable[~is_held], usable[is_held], rule)
 
 
-class PretrainingDataset(Dataset):
-    """Makes microbatches of masked utterances; lives in the loader's workers.
+class UtteranceDataset(Dataset):
+    """Makes microbatches of utterances; lives in the loader's workers.
 
     `encode` turns a transcript (or None) into token ids with `<s>` and `</s>`; `extract` turns (samples,) at 16 kHz
     into (T, F) features. Both come from the processor; this module knows neither tokenizers nor models.
@@ -260,21 +264,25 @@ class PretrainingDataset(Dataset):
         *,
         encode: Callable[[str | None], list[int]],
         extract: Callable[[np.ndarray], Tensor],
-        masking: MaskingConfig,
-        vocab_size: int,
-        mask_id: int,
-        special_ids: int,
-        max_frames: int,
         seed: int,
         cache_bytes: int = 0,
     ) -> None:
-        self.corpus, self.encode, self.extract, self.masking = corpus, encode, extract, masking
-        self.vocab_size, self.mask_id, self.special_ids = vocab_size, mask_id, special_ids
-        self.max_frames, self.seed = max_frames, seed
+        self.corpus, self.encode, self.extract, self.seed = corpus, encode, extract, seed
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
 
-    def _features(self, row: int, stored: StoredUtterance) -> Tensor:
+    def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
+        return collate([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
+
+    def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
+        """One utterance as it is in `epoch`: `input_ids` (L,), `input_features` (T, F) and what a task adds."""
+        raise NotImplementedError
+
+    def generator(self, stored: StoredUtterance, epoch: int) -> torch.Generator:
+        """From which everything random of this utterance in this epoch is drawn."""
+        return seeded_generator(self.seed, epoch, stored.id)
+
+    def features(self, row: int, stored: StoredUtterance) -> Tensor:
         """(T, F) of the whole recording, kept while there is room; nothing is evicted: all are wanted as often."""
         if row in self._cache:
             return self._cache[row]
@@ -284,18 +292,40 @@ class PretrainingDataset(Dataset):
             self._cache_bytes_left -= features.nbytes
         return features
 
-    def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
-        return collate([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
+
+def random_window(features: Tensor, max_frames: int, generator: torch.Generator) -> Tensor:
+    """(T, F) → at most `max_frames` frames of it, anywhere."""
+    if len(features) <= max_frames:
+        return features
+    first = int(torch.randint(len(features) - max_frames + 1, (), generator=generator))
+    return features[first : first + max_frames]
+
+
+class PretrainingDataset(UtteranceDataset):
+    """Masked utterances."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        masking: MaskingConfig,
+        vocab_size: int,
+        mask_id: int,
+        special_ids: int,
+        max_frames: int,
+        **how: Any,
+    ) -> None:
+        """`how` is what `UtteranceDataset` takes."""
+        super().__init__(corpus, **how)
+        self.masking, self.max_frames = masking, max_frames
+        self.vocab_size, self.mask_id, self.special_ids = vocab_size, mask_id, special_ids
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
         """One masked utterance: `input_ids` (L,), `labels`, `input_features` (T, F), `feature_labels`,
         `mask_time_indices` (T,)."""
         stored = self.corpus.read(row)
-        generator = seeded_generator(self.seed, epoch, stored.id)
-        features = self._features(row, stored)
-        if len(features) > self.max_frames:
-            first = int(torch.randint(len(features) - self.max_frames + 1, (), generator=generator))
-            features = features[first : first + self.max_frames]
+        generator = self.generator(stored, epoch)
+        features = random_window(self.features(row, stored), self.max_frames, generator)
         tokens = mask_tokens(
             torch.tensor(self.encode(stored.text)),
             vocab_size=self.vocab_size,
@@ -321,22 +351,88 @@ class PretrainingDataset(Dataset):
         }
 
 
+EVALUATION = -1
+"""The epoch of data that is only looked at: nothing is dropped or distorted, and always the same window is used."""
+
+Modality = Literal["both", "audio", "text"]
+
+
+class TaskDataset(UtteranceDataset):
+    """Labelled utterances for fine-tuning, and for evaluation (in the epoch `EVALUATION`)."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        targets: np.ndarray,
+        *,
+        inputs: Modality,
+        train_frames: int,
+        max_frames: int,
+        modality_dropout: float,
+        time_masks: int,
+        frequency_masks: int,
+        **how: Any,
+    ) -> None:
+        """`how` is what `UtteranceDataset` takes.
+
+        Args:
+            targets: Row → class number or score.
+            inputs: What is given to the model; of `audio` every transcript is empty, of `text` no recording is.
+            train_frames: Longest window in training.
+            max_frames: Longest window in evaluation.
+            modality_dropout: Probability that a training utterance loses one of its modalities, either as often.
+            time_masks: Stretches of a training utterance that are blanked.
+            frequency_masks: Bands of a training utterance that are blanked.
+        """
+        super().__init__(corpus, **how)
+        self.targets, self.inputs = targets, inputs
+        self.train_frames, self.max_frames = train_frames, max_frames
+        self.modality_dropout, self.time_masks, self.frequency_masks = modality_dropout, time_masks, frequency_masks
+
+    def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
+        """`input_ids` (L,), `input_features` (T, F; no frame where the recording is withheld), `labels` (), `rows`."""
+        stored = self.corpus.read(row)
+        generator = self.generator(stored, epoch)
+        text, features = stored.text, self.features(row, stored)
+        is_training = epoch != EVALUATION
+        features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
+        has_text, has_audio = self.inputs != "audio", self.inputs != "text"
+        if is_training:
+            dice = torch.rand(2, generator=generator)
+            if self.inputs == "both" and text is not None and dice[0] < self.modality_dropout:
+                has_text, has_audio = bool(dice[1] < 0.5), bool(dice[1] >= 0.5)
+            features = mask_blocks(features, self.time_masks, self.frequency_masks, generator)
+        return {
+            "input_ids": torch.tensor(self.encode(text if has_text else None)),
+            "input_features": features if has_audio else features[:0],
+            "labels": torch.tensor(self.targets[row]),
+            "rows": torch.tensor(row),
+        }
+
+
 _PADDING: Mapping[str, float] = {"input_ids": 1, "labels": IGNORED}
 
 
 def collate(utterances: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Pads utterances on the right to a batch with the arguments of `CtalForPreTraining.forward`."""
-    batch = {
-        name: pad_sequence([each[name] for each in utterances], batch_first=True, padding_value=_PADDING.get(name, 0))
-        for name in utterances[0]
-    }
+    """Pads utterances on the right to a batch with the arguments of a model's `forward`.
+
+    Without any frame there is one of padding, since a tensor must not be empty.
+    """
+    batch = {name: _stacked(name, [each[name] for each in utterances]) for name in utterances[0]}
     batch["attention_mask"] = _mask([len(each["input_ids"]) for each in utterances])
     batch["feature_attention_mask"] = _mask([len(each["input_features"]) for each in utterances])
     return batch
 
 
+def _stacked(name: str, values: Sequence[Tensor]) -> Tensor:
+    if values[0].ndim == 0:
+        return torch.stack(list(values))
+    padded = pad_sequence(list(values), batch_first=True, padding_value=_PADDING.get(name, 0))
+    return padded if padded.shape[1] else padded.new_zeros(len(padded), 1, *padded.shape[2:])
+
+
 def _mask(lengths: Sequence[int]) -> Tensor:
-    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -1,4 +1,5 @@
 """The two masks of pre-training: tokens for masked language modelling, spans of frames for masked acoustic modelling.
+And the blocks that are blanked in fine-tuning to make more of few recordings.
 
 Pure functions of their input and a random generator, for one utterance without padding. Source: paper, sections 3.2
 and 3.3, and the authors' code for what the paper leaves open (docs/parity.md).
@@ -115,3 +116,31 @@ def mask_frames(
     masked = features.masked_fill((is_zeroed & ~is_replaced)[:, None], 0.0)
     masked = torch.where(is_replaced[:, None], random_frames, masked)
     return MaskedFrames(masked, is_masked)
+
+
+MAX_TIME_BLOCK = 20
+"""Longest stretch that `mask_blocks` blanks: 0.25 s."""
+
+MAX_FREQUENCY_BLOCK = 12
+"""Widest band that `mask_blocks` blanks, in mel channels of 80."""
+
+_CHANNELS = 80
+
+
+def mask_blocks(features: Tensor, time_masks: int, frequency_masks: int, generator: Generator) -> Tensor:
+    """Blanks stretches of time and bands of frequency (SpecAugment: Park et al., 2019), each of a random size.
+
+    Args:
+        features: (T, D) in groups of 80 channels: static ones and, behind them, deltas, which lose the same bands.
+    """
+    if not len(features) or not (time_masks or frequency_masks):
+        return features
+    features = features.clone()
+    bands = features.view(len(features), -1, _CHANNELS)
+    for axis, count, largest in ((0, time_masks, MAX_TIME_BLOCK), (2, frequency_masks, MAX_FREQUENCY_BLOCK)):
+        size = bands.shape[axis]
+        for _ in range(count):
+            width = int(torch.randint(min(largest, size // 2) + 1, (), generator=generator))
+            first = int(torch.randint(size - width + 1, (), generator=generator))
+            bands.narrow(axis, first, width).zero_()
+    return features

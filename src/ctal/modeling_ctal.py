@@ -609,14 +609,14 @@ class _CtalForTask(CtalPreTrainedModel):
         input_features: Tensor | None = None,
         feature_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        label_weights: Tensor | None = None,
+        class_weights: Tensor | None = None,  # not `label_…`, which transformers' Trainer would take for a label
         utterance_count: Tensor | int | None = None,
     ) -> CtalTaskOutput:
         """Classifies utterances. The first four arguments are `CtalModel`'s.
 
         Args:
             labels: (B,) class numbers, or scores of a regression.
-            label_weights: (C,) weight of each class in the loss; None: 1.
+            class_weights: (C,) weight of each class in the loss; None: 1.
             utterance_count: Utterances of the whole step, over all ranks and microbatches, by which sums of losses are
                 divided; None: those of this batch.
         """
@@ -632,7 +632,7 @@ class _CtalForTask(CtalPreTrainedModel):
         if labels is not None:
             _check_shape("labels", labels, logits.shape[:1])
             count = _at_least_one(len(logits) if utterance_count is None else utterance_count)
-            task_loss = self._loss(logits.float(), labels, label_weights) / count
+            task_loss = self._loss(logits.float(), labels, class_weights) / count
             orthogonality_loss = fused.orthogonality_B.sum() / count
             output.task_loss, output.orthogonality_loss = task_loss, orthogonality_loss
             output.loss = task_loss + self.config.orthogonality_weight * orthogonality_loss

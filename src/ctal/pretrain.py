@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-import ctal
-from ctal.audio import HOP_LENGTH, SAMPLING_RATE
-from ctal.batching import (
-    Corpus,
-    Microbatch,
-    PlannedStep,
-    Position,
-    PretrainingDataset,
-    StepPlan,
-    deal,
-    hold_out,
-    plan_from,
-)
+from ctal.batching import Corpus, PretrainingDataset, hold_out
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import diagnose
 from ctal.errors import InputError
@@ -38,17 +22,15 @@ from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import folder_aside
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import CtalForPreTraining
+from ctal.objective import CorpusObjective, environment, open_corpus
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
 from ctal.text import SPECIAL_TOKENS, encode_transcript, train_tokenizer
-from ctal.training import Batch, Metrics, Progress, Silence, train
+from ctal.training import Batch, Metrics, Progress, Silence, process_state, train
 
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds: `step`, `held_out`, `comparisons` (see `ctal.diagnostics.Comparison`), provenance."""
-
-VALIDATION = -1
-"""The epoch whose masks held-out utterances get: the same whenever they are looked at."""
 
 
 def pretrain(
@@ -77,7 +59,7 @@ def pretrain(
         too; None on other processes than the main one.
     """
     disable_progress_bar()
-    corpus = Corpus([Store(path) for path in stores])
+    corpus = open_corpus(stores)
     if start_from is None:
         if tokenizer is None:
             raise InputError("--tokenizer is missing: train one with `ctal tokenizer STORE TOKENIZER`")
@@ -91,7 +73,7 @@ def pretrain(
     for note in objective.notes():
         progress.note(note)
     train(objective, config, out, resume=resume, progress=progress)
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return None
     evaluation = evaluate_model(stores, out / "model")
     (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
@@ -108,7 +90,7 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
     run = folder / "run.json"
     saved = json.loads(run.read_text()) if run.is_file() else {"config": {}, "step": 0}
     objective = PretrainingObjective(
-        model, processor, Corpus([Store(path) for path in stores]), make_config(PretrainConfig, saved["config"])
+        model, processor, open_corpus(stores), make_config(PretrainConfig, saved["config"])
     )
     extractor = processor.feature_extractor
     comparisons = diagnose(
@@ -128,12 +110,18 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
 
 
 def load_model(folder: Path) -> tuple[CtalProcessor, CtalForPreTraining]:
-    """A model with its processor; raises `InputError` where `folder` does not hold both."""
+    """A pre-trained model with its processor; raises `InputError` where `folder` does not hold both."""
+    processor = load_processor(folder)
+    return processor, CtalForPreTraining.from_pretrained(folder)
+
+
+def load_processor(folder: Path) -> CtalProcessor:
+    """The processor in a model folder; raises `InputError` where `folder` does not hold it and a model."""
     for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: not a model folder with its processor ({name} is missing); give RUN/model")
     disable_progress_bar()
-    return CtalProcessor.from_pretrained(folder), CtalForPreTraining.from_pretrained(folder)
+    return CtalProcessor.from_pretrained(folder)
 
 
 def make_tokenizer(source: Path, out: Path, vocab_size: int) -> int:
@@ -175,25 +163,27 @@ def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, An
     return CtalForPreTraining(CtalConfig.of_size(size, **{**architecture, **fitted}))
 
 
-class PretrainingObjective:
+class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
     """MLM + MCAM on the training part of a corpus, validated on the held-out part."""
-
-    selection_metric = "loss"
 
     def __init__(
         self, model: CtalForPreTraining, processor: CtalProcessor, corpus: Corpus, config: PretrainConfig
     ) -> None:
-        self.model, self.processor, self.corpus, self.config = model, processor, corpus, config
-        self.frames_per_second = SAMPLING_RATE / HOP_LENGTH[processor.feature_extractor.feature_type]
         self.split = hold_out(corpus, config.validation_share)
         self.max_frames = min(config.max_frames, model.config.audio.max_frames)
+        rows = {"train_rows": self.split.train, "validation_rows": self.split.validation}
+        super().__init__(model, processor, corpus, config, **rows, max_frames=self.max_frames)
         self.dataset = make_dataset(corpus, processor, config, max_frames=self.max_frames, seed=config.seed)
-        lengths = np.ceil(corpus.seconds * self.frames_per_second).astype(np.int64)
-        self.lengths = np.minimum(lengths, self.max_frames)
 
     def identity(self) -> dict[str, Any]:
         """See `ctal.training.Objective`, as for all methods that it has."""
         return {"data_hash": self.corpus.content_hash, **self.model.config.architecture()}
+
+    def score(self, metrics: Metrics) -> float:
+        return metrics["loss"]
+
+    def rate_scale(self, parameter: str) -> float:
+        return 1.0
 
     def notes(self) -> list[str]:
         """What the user should know of the data."""
@@ -211,15 +201,6 @@ class PretrainingObjective:
                 f"with the first {self.model.config.text.max_tokens} tokens of its transcript"
             )
         return notes
-
-    def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
-        plan = StepPlan(self.split.train, self.lengths, self.corpus.shards, self.config.batch_frames, self.config.seed)
-        return plan_from(plan, start, rank=rank, ranks=ranks, accumulation=self.config.accumulation)
-
-    def validation_microbatches(self) -> list[Microbatch]:
-        rows = self.split.validation
-        parts = max(1, min(len(rows), int(self.lengths[rows].sum()) // self.config.batch_frames))
-        return [Microbatch(VALIDATION, tuple(part.tolist())) for part in deal(rows, self.lengths, parts)]
 
     def counts(self, batch: Batch) -> Tensor:
         """Masked tokens and masked frames."""
@@ -240,9 +221,6 @@ class PretrainingObjective:
         text_loss, audio_loss = text / max(tokens, 1), audio / max(frames, 1)
         return {"loss": text_loss + audio_loss, "text_loss": text_loss, "audio_loss": audio_loss}
 
-    def utterance_ids(self, microbatch: Microbatch) -> list[str]:
-        return [self.corpus.read(row).id for row in microbatch.rows]
-
     def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -250,12 +228,8 @@ class PretrainingObjective:
             "task": "pretraining",
             "step": step,
             "metrics": metrics,
-            "config": self.config.model_dump(),
-            "corpus": [store.corpus for store in self.corpus.stores],
-            "data_hash": self.corpus.content_hash,
             "validation": self.split.rule,
-            "audio_hours": round(float(self.corpus.seconds[self.split.train].sum()) / 3600, 3),
-            **environment(),
+            **self.provenance(),
         }
         (folder / "run.json").write_text(json.dumps(provenance, indent=1))
         (folder / "README.md").write_text(model_card(self.model, provenance))
@@ -277,26 +251,6 @@ def make_dataset(
         seed=seed,
         cache_bytes=config.cache_megabytes * 2**20,
     )
-
-
-def environment() -> dict[str, Any]:
-    """Versions, and the commit where the package runs from a checkout."""
-    import transformers
-
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    versions = {
-        "ctal": ctal.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    return {"versions": versions, "commit": commit.stdout.strip() or None}
 
 
 def model_card(model: CtalForPreTraining, provenance: Mapping[str, Any]) -> str:

@@ -7,7 +7,9 @@ command line with `--set field=value`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,7 +32,7 @@ class RunConfig(BaseModel):
     learning_rate: float = Field(5e-5, gt=0, allow_inf_nan=False)
     """Its peak."""
     warmup_ratio: float = Field(0.07, ge=0, le=1)
-    """Share of the steps in which the rate rises from 0; then it falls to 0, both linearly."""
+    """Share of the steps in which the rate rises from 0, linearly."""
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     """Of AdamW; biases and LayerNorms are spared."""
     adam_epsilon: float = Field(1e-6, gt=0, allow_inf_nan=False)
@@ -61,6 +63,37 @@ class PretrainConfig(RunConfig, MaskingConfig):
     """A run of `ctal pretrain`."""
 
 
+class FinetuneConfig(RunConfig):
+    """A run of `ctal finetune`; the defaults are the paper's recipe (section 4.2) but for what a field says."""
+
+    epochs: int = Field(20, ge=1)
+    """Times that every training utterance is seen; `steps` follows from it."""
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
+    """Its peak."""
+    head_rate: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """The head's learning rate, as a multiple of the encoders'."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Each encoder layer's learning rate is that of the layer above it times this."""
+    frozen: Literal["none", "text", "audio", "both"] = "none"
+    """Encoders whose weights stay as they are."""
+    schedule: Literal["cosine", "linear", "reference"] = "cosine"
+    """How the rate falls to 0; `reference` goes up and down every other `epochs` updates, as in the authors' code."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` starts from scratch, with the architecture and tokenizer of the model."""
+    inputs: Literal["both", "audio", "text"] = "both"
+    """`audio` withholds every transcript, `text` every recording, in training and in evaluation."""
+    modality_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of training utterances that lose their transcript or their recording, either as often."""
+    time_masks: int = Field(0, ge=0)
+    """Stretches of at most 0.25 s that are blanked in a training utterance (SpecAugment)."""
+    frequency_masks: int = Field(0, ge=0)
+    """Bands of at most 12 of 80 mel channels that are blanked in a training utterance."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` gives every emotion the same weight in the loss, however rare."""
+    protocol: str = "auto"
+    """What is trained on and what is reported: see `ctal finetune --help`."""
+
+
 PRETRAINING: dict[str, dict[str, Any]] = {
     "nano": {"learning_rate": 2e-3, "batch_frames": 6_000, "steps": 1_000, "checkpoint_every": 200},
     "mini": {"learning_rate": 1e-3, "batch_frames": 6_000, "steps": 2_000, "checkpoint_every": 200},
@@ -72,6 +105,15 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"frame_stack": 2}, "mini": {"frame_stack": 4}}
 """Size → architecture fields in which its recipe differs from the paper."""
+
+FINETUNING: dict[str, dict[str, Any]] = {}
+"""Task → fields in which its recipe for small models differs from the defaults."""
+
+
+def finetuning_recipe(task: str, model: Path) -> dict[str, Any]:
+    """Fields for a task, by the size of the model in a folder."""
+    return {}
+
 
 HARMLESS = frozenset({"workers", "cache_megabytes", "log_every", "keep_checkpoints"})
 """Fields that may change when a run is resumed: they do not touch the result."""
@@ -127,8 +169,15 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """The rate of update number `step` (from 0): linear warm-up, then linear decay to 0 after the last."""
+    """The rate of update number `step` (from 0): linear warm-up, then decay to 0 after the last, linear or cosine.
+
+    The authors' fine-tuning (`schedule="reference"`) steps a cosine of half-period `epochs` after every batch.
+    """
+    schedule = config.schedule if isinstance(config, FinetuneConfig) else "linear"
+    if isinstance(config, FinetuneConfig) and schedule == "reference":
+        return config.learning_rate * (1 + math.cos(math.pi * step / config.epochs)) / 2
     warmup = config.warmup_ratio * config.steps
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
-    return config.learning_rate * (config.steps - step) / max(config.steps - warmup, 1)
+    left = (config.steps - step) / max(config.steps - warmup, 1)
+    return config.learning_rate * (left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Literal, NoReturn, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -51,9 +51,12 @@ class Objective(Protocol):
     @property
     def frames_per_second(self) -> float: ...
 
-    @property
-    def selection_metric(self) -> str:
-        """The validation metric whose lowest value marks the best model."""
+    def score(self, metrics: Metrics) -> float:
+        """What marks the best model by its validation metrics: the lowest, and of equal ones the latest."""
+        ...
+
+    def rate_scale(self, parameter: str) -> float:
+        """Of the learning rate of a parameter by its name; 0 leaves it as it is."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def train(
 ) -> Metrics:
     """Trains `objective.model`; leaves `out/model`, `out/checkpoints`, `out/metrics.jsonl` and TensorBoard's log.
 
-    Returns the validation metrics of the model in `out/model`, the best one by `selection_metric`.
+    Returns the validation metrics of the model in `out/model`, the best one by `objective.score`.
 
     Raises:
         InputError: `out` holds a run already and `resume` is False, or the run in it is another one.
@@ -169,9 +172,8 @@ class _Loop:
         )
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
-        optimizer = torch.optim.AdamW(
-            parameter_groups(objective.model, config.weight_decay), lr=0.0, eps=config.adam_epsilon, fused=True
-        )
+        groups = parameter_groups(objective.model, config.weight_decay, objective.rate_scale)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, eps=config.adam_epsilon, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(objective.model, optimizer)
         self.parameters = dict(objective.model.named_parameters())
         self.checkpoints = out / "checkpoints"
@@ -275,7 +277,7 @@ class _Loop:
 
         rate = learning_rate(self.config, self.state.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
@@ -298,8 +300,8 @@ class _Loop:
             metrics = self.objective.evaluate(model, map(self._on_device, batches), self._reduce)
         self._record("validation", metrics)
         self.progress.validated(self.state.step, metrics)
-        metric = metrics[self.objective.selection_metric]
-        if metric < self.state.best_metric:
+        metric = self.objective.score(metrics)
+        if metric <= self.state.best_metric:
             self.state.best_metric, self.state.best_step, self.state.best_metrics = metric, self.state.step, metrics
             if self.is_main:
                 with folder_aside(self.out / "model") as folder:
@@ -369,6 +371,11 @@ class _Loop:
         return reduced
 
 
+def process_state() -> PartialState:
+    """Which of a launcher's processes this is; the first call joins them."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def fast_precision() -> Literal["fp32", "bf16"]:
     """bf16 where this machine multiplies it in hardware, else fp32."""
     if torch.cuda.is_available():
@@ -377,8 +384,21 @@ def fast_precision() -> Literal["fp32", "bf16"]:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: biases and LayerNorms are spared (BERT's convention)."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    spared = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, rate_scale: Callable[[str], float]
+) -> list[dict[str, Any]]:
+    """Parameters by weight decay and learning rate; those whose rate is 0 are taken out of training.
+
+    Biases and LayerNorms are not decayed (BERT's convention).
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        scale = rate_scale(name)
+        if scale:
+            groups.setdefault((weight_decay if parameter.ndim > 1 else 0.0, scale), []).append(parameter)
+        else:
+            parameter.requires_grad_(False)
+    return [
+        {"params": parameters, "weight_decay": decay, "rate_scale": scale}
+        for (decay, scale), parameters in sorted(groups.items(), reverse=True, key=lambda group: group[0])
+    ]

@@ -23,6 +23,7 @@ from ctal.corpora.demo.experiment import (
     sentiment,
     style_overlap,
 )
+from ctal.errors import InputError
 
 COMMAND: Final = "ctal prepare demo ROOT STORE"
 
@@ -59,6 +60,23 @@ def facts(
         "styles": {style: mean._asdict() for style, mean in STYLE_MEANS.items()},
         "deviations": {"speaker": SPEAKER_DEVIATION._asdict(), "utterance": JITTER_DEVIATION._asdict()},
     }
+
+
+def demo_ceilings(card: Path | None = None) -> dict[str, dict[str, float]]:
+    """View ("text alone", "audio alone", "both", "neither") → the best possible `wa`, `ua` and `mae`, for reports.
+
+    The names are those of `ctal.metrics`; accuracies are fractions. From the table of this version, or as the corpus
+    says that `card` is of: its folder or its `card.json`.
+    """
+    if card is None:
+        table = {view: ceiling._asdict() for view, ceiling in ceilings().items()}
+    else:
+        file = card / "card.json" if card.is_dir() else card
+        try:
+            table = json.loads(file.read_text(encoding="utf-8"))["ceilings"]
+        except (OSError, ValueError, KeyError):
+            raise InputError(f"{file}: not the card of a demo corpus; make one with `{COMMAND}`") from None
+    return {view: {"wa": best["accuracy"], "ua": best["ua"], "mae": best["mae"]} for view, best in table.items()}
 
 
 def markdown(facts: Mapping[str, Any]) -> str:

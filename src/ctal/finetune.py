@@ -1,0 +1,573 @@
+"""Fine-tuning a pre-trained model for a task, and judging it by a named protocol.
+
+Each fold of a protocol is a run of `ctal.training` of its own, with its own model; a protocol with one fold is that
+run. Leaves in a run:
+
+    RUN/model            the best epoch by the validation part (of several folds: the one whose validation was best)
+    RUN/evaluation.json  metrics of the test part, protocol with checksum, settings, versions, commit
+    RUN/predictions.jsonl  what was predicted of each test utterance
+    RUN/trials.txt       verification: the list of trials
+    RUN/folds/NAME/      of several folds: each one's run
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from accelerate.utils import reduce as reduce_over_ranks
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from ctal.batching import Corpus, Modality, TaskDataset, load
+from ctal.configuration_ctal import CtalConfig
+from ctal.diagnostics import Interval
+from ctal.errors import InputError
+from ctal.metrics import ge2e_eer
+from ctal.objective import CorpusObjective, environment, evaluation_microbatches, frame_counts, open_corpus
+from ctal.pretrain import load_processor
+from ctal.processing_ctal import CtalProcessor
+from ctal.protocols import Fold, Protocol, Trials, make_protocol, make_trials, read_trials, write_trials
+from ctal.recipes import FinetuneConfig, make_config
+from ctal.tasks import Targets, Task, TaskModel, Truth, get_task, narrowed, read_targets, trial_scores
+from ctal.text import encode_transcript
+from ctal.training import Batch, Metrics, Progress, Silence, process_state, train
+
+Evaluation = dict[str, Any]
+"""What `evaluation.json` holds."""
+
+GE2E_SEED = 0
+
+
+def finetune(
+    task_name: str,
+    stores: Sequence[Path],
+    out: Path,
+    config: FinetuneConfig,
+    *,
+    start_from: Path,
+    head: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation | None:
+    """Fine-tunes the model in `start_from` on `stores` and judges it.
+
+    Args:
+        task_name: A name of `ctal.tasks.TASKS`.
+        config: `steps` in it is replaced by what `epochs` makes of the data.
+        start_from: A `from_pretrained` folder of a pre-trained (or another task's) model with its processor.
+        head: Fields of `ctal.configuration_ctal.HEAD_FIELDS`.
+        steps: Updates of each fold instead of `config.epochs`.
+        resume: Go on where an interrupted run in `out` stopped; finished folds are kept.
+
+    Returns:
+        What `out/evaluation.json` holds; None on other processes than the main one.
+    """
+    disable_progress_bar()
+    progress = progress or Silence()
+    task = get_task(task_name)
+    corpus = open_corpus(stores)
+    targets = read_targets(task, corpus)
+    protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share)
+    progress.note(f"{task.name}: {len(targets.rows)} labelled utterances; {protocol.description}")
+    one = len(protocol.folds) == 1
+    runs = [out if one else out / "folds" / re.sub(r"[^\w.-]+", "-", fold.name) for fold in protocol.folds]
+    if not one and out.exists() and any(out.iterdir()) and not resume:
+        raise InputError(f"{out}: holds a run already; add --resume to go on, or choose another --out")
+    for fold, run in zip(protocol.folds, runs, strict=True):
+        if resume and (run / "evaluation.json").is_file():
+            progress.note(f"{fold.name}: done already")
+            continue
+        if not one:
+            progress.note(f"fold {fold.name}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
+        going_on = resume and (run / "config.json").is_file() if not one else resume
+        objective = _make_objective(task, corpus, fold, targets, config, start_from, head or {}, steps, protocol)
+        train(objective, objective.config, run, resume=going_on, progress=progress)
+        evaluation = _judge(task, corpus, fold, protocol, run)
+        if process_state().is_main_process:
+            _write(run, evaluation)
+    if not process_state().is_main_process:
+        return None
+    return json.loads((runs[0] / "evaluation.json").read_text()) if one else _combine(task, protocol, runs, out)
+
+
+def evaluate_task(
+    task_name: str,
+    stores: Sequence[Path],
+    model_folder: Path,
+    *,
+    trials: Path | None = None,
+    inputs: str | None = None,
+    scores: Path | None = None,
+) -> Evaluation | None:
+    """Judges the model in `model_folder` on `stores`.
+
+    On the data it was trained on, the test part of its own fold; elsewhere every labelled utterance, or the published
+    test part.
+
+    Args:
+        trials: Verification: a written list instead of all pairs.
+        inputs: `both`, `audio` or `text`: what is given to the model; None: what it was trained with.
+        scores: A file to write the predictions to, one a line.
+
+    Returns:
+        Metrics and provenance; None on other processes than the main one.
+    """
+    disable_progress_bar()
+    task = get_task(task_name)
+    if inputs is not None and inputs not in get_args(Modality):
+        raise InputError(f"--inputs {inputs}: use {', '.join(get_args(Modality))}")
+    if trials is not None and not task.compares:
+        raise InputError(f"--trials: {task.name} has no trials, only verification")
+    model, processor, saved = load_task_model(task, model_folder)
+    corpus = open_corpus(stores)
+    config = make_config(FinetuneConfig, saved.get("config", {}))
+    targets = read_targets(task, corpus, None if task.compares else class_names(model))
+    if saved.get("data_hash") == corpus.content_hash:
+        protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share)
+        rows = {fold.name: fold.test for fold in protocol.folds}[saved["fold"]]
+        said, checksum = f"the test part of the model's own fold ({protocol.description})", protocol.checksum
+    else:
+        is_test = np.array([corpus.splits[row] == "test" for row in targets.rows])
+        rows = targets.rows[is_test] if is_test.any() else targets.rows
+        said, checksum = "the test part of the corpus" if is_test.any() else "every labelled utterance", None
+    if not len(rows):
+        raise InputError("everything in this store was trained on (protocol=all): evaluate on another store")
+    judged = judge_rows(
+        task, model, processor, corpus, targets, rows, inputs=inputs or config.inputs, config=config, trials=trials
+    )
+    if not process_state().is_main_process:
+        return None
+    if scores is not None:
+        scores.write_text("".join(json.dumps(line) + "\n" for line in judged.pop("predictions")))
+    judged.pop("predictions", None)
+    return {
+        "task": task.name,
+        "model": str(model_folder),
+        "measured_on": said,
+        "protocol_checksum": checksum,
+        "data_hash": corpus.content_hash,
+        **judged,
+        **environment(),
+    }
+
+
+def load_task_model(task: Task, folder: Path) -> tuple[TaskModel, CtalProcessor, dict[str, Any]]:
+    """A fine-tuned model, its processor and its `run.json`; raises `InputError` where `folder` holds another thing."""
+    processor = load_processor(folder)
+    config = CtalConfig.from_pretrained(folder)
+    run = folder / "run.json"
+    saved = json.loads(run.read_text()) if run.is_file() else {}
+    if config.architectures != [task.model.__name__] or saved.get("task", task.name) != task.name:
+        what = saved.get("task") or ", ".join(config.architectures or ["nothing known"])
+        raise InputError(
+            f"{folder}: a model for {what}, not for {task.name}; make one with `ctal finetune {task.name}`"
+        )
+    return task.model.from_pretrained(folder).eval(), processor, saved
+
+
+def class_names(model: TaskModel) -> tuple[str, ...]:
+    """Names of a model's classes, by number; none for a regression."""
+    if model.config.problem_type == "regression":
+        return ()
+    return tuple(name for _, name in sorted((model.config.id2label or {}).items()))
+
+
+class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
+    """A task on one fold."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: TaskModel,
+        processor: CtalProcessor,
+        corpus: Corpus,
+        config: FinetuneConfig,
+        fold: Fold,
+        targets: Targets,
+        protocol: Protocol,
+    ) -> None:
+        max_frames = min(config.max_frames, model.config.audio.max_frames)
+        rows = {"train_rows": fold.train, "validation_rows": fold.validation}
+        super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
+        self.task, self.fold, self.protocol, self.targets = task, fold, protocol, targets
+        self.dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=config.inputs)
+        self.truth = truth_of(task, corpus, targets, fold.validation) if len(fold.validation) else None
+        self.class_weights = self._class_weights() if config.class_weights == "balanced" else None
+        self.layers = {
+            "text": model.config.text.num_hidden_layers,
+            "audio": model.config.audio.num_hidden_layers,
+        }
+
+    def _class_weights(self) -> Tensor | None:
+        if not self.targets.classes or self.task.compares:
+            raise InputError(f"class_weights=balanced: {self.task.name} has no classes to balance; leave it out")
+        counts = np.bincount(self.targets.values[self.train_rows], minlength=len(self.targets.classes))
+        present = np.maximum(counts, 1)
+        return torch.tensor(len(self.train_rows) / (present * (counts > 0).sum()), dtype=torch.float32)
+
+    def identity(self) -> dict[str, Any]:
+        """See `ctal.training.Objective`, as for all methods that it has."""
+        return {
+            "task": self.task.name,
+            "data_hash": self.corpus.content_hash,
+            "fold": self.fold.name,
+            **self.model.config.architecture(),
+        }
+
+    def score(self, metrics: Metrics) -> float:
+        return self.task.score(metrics) if self.truth else 0.0
+
+    def rate_scale(self, parameter: str) -> float:
+        """Layer-wise decay from the head down; embeddings lie below the first layer."""
+        if not parameter.startswith("ctal."):
+            return self.config.head_rate
+        _, encoder, *rest = parameter.split(".")
+        modality = encoder.removesuffix("_encoder")
+        is_idle = modality == "audio" and not self.model.head.fusion.uses_audio
+        if is_idle or self.config.frozen in (modality, "both"):
+            return 0.0
+        depth = int(rest[1]) if rest[0] == "layers" else -1
+        return self.config.layer_decay ** (self.layers[modality] - 1 - depth)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Utterances."""
+        return torch.tensor([len(batch["labels"])], device=batch["labels"].device)
+
+    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+        inputs = {name: value for name, value in batch.items() if name != "rows"}
+        weights = self.class_weights.to(batch["labels"].device) if self.class_weights is not None else None
+        output = model(**inputs, class_weights=weights, utterance_count=counts[0])
+        return {
+            "loss": output.loss,
+            "task_loss": output.task_loss,
+            "orthogonality_loss": output.orthogonality_loss,
+        }
+
+    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+        """The task's metrics on the validation part; none where there is none."""
+        outputs = collect_outputs(self.task, model, batches, self.validation_rows, reduce)
+        return self.task.measure(outputs, self.truth) if self.truth else {}
+
+    def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
+        if self.task.compares:
+            self.model.config.decision_threshold = metrics.get("threshold")
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        saved = {
+            "task": self.task.name,
+            "step": step,
+            "metrics": metrics,
+            "fold": self.fold.name,
+            "protocol": self.protocol.description,
+            "protocol_checksum": self.protocol.checksum,
+            **self.provenance(),
+        }
+        (folder / "run.json").write_text(json.dumps(saved, indent=1))
+        (folder / "README.md").write_text(task_card(self.task, self.model, saved))
+
+
+def make_dataset(
+    corpus: Corpus,
+    processor: CtalProcessor,
+    config: FinetuneConfig,
+    targets: Targets,
+    architecture: CtalConfig,
+    *,
+    inputs: str,
+) -> TaskDataset:
+    longest = architecture.audio.max_frames
+    return TaskDataset(
+        corpus,
+        targets.values,
+        inputs=inputs,  # pyright: ignore[reportArgumentType] (checked where it is declared)
+        train_frames=min(config.max_frames, longest),
+        max_frames=longest,
+        modality_dropout=config.modality_dropout,
+        time_masks=config.time_masks,
+        frequency_masks=config.frequency_masks,
+        encode=partial(encode_transcript, tokenizer=processor.tokenizer),
+        extract=processor.feature_extractor.features,
+        seed=config.seed,
+        cache_bytes=config.cache_megabytes * 2**20,
+    )
+
+
+def truth_of(task: Task, corpus: Corpus, targets: Targets, rows: np.ndarray, trials: Path | None = None) -> Truth:
+    """What the utterances of `rows` are judged by; `trials` is a written list instead of all pairs."""
+    pairs: Trials | None = None
+    if task.compares:
+        ids = [corpus.ids[row] for row in rows]
+        pairs = read_trials(trials, ids) if trials else make_trials(ids, [corpus.speakers[row] for row in rows])
+    return Truth(targets.values[rows], len(targets.classes), pairs)
+
+
+@torch.no_grad()
+def collect_outputs(
+    task: Task, model: torch.nn.Module, batches: Iterator[Batch], rows: np.ndarray, reduce: Callable[[Tensor], Tensor]
+) -> np.ndarray:
+    """(N, K) outputs of all `rows`, in their order, from this rank's batches of them; nothing is counted twice."""
+    place = {row: position for position, row in enumerate(rows.tolist())}
+    parts = []
+    for batch in batches:
+        inputs = {name: value for name, value in batch.items() if name not in ("rows", "labels")}
+        outputs = task.outputs(model(**inputs))
+        assert outputs is not None
+        parts.append(([place[row] for row in batch["rows"].tolist()], outputs.float().cpu()))
+    # A rank may have no batch, so the width is what the others say.
+    width = int(reduce(torch.tensor([float(parts[0][1].shape[1] if parts else 0), float(bool(parts))]))[0].item())
+    sharing = int(reduce(torch.tensor([float(bool(parts))]))[0].item())
+    gathered = torch.zeros(len(rows), width // max(sharing, 1))
+    for positions, outputs in parts:
+        gathered[positions] = outputs
+    return reduce(gathered).cpu().numpy()
+
+
+def judge_rows(
+    task: Task,
+    model: TaskModel,
+    processor: CtalProcessor,
+    corpus: Corpus,
+    targets: Targets,
+    rows: np.ndarray,
+    *,
+    inputs: str,
+    config: FinetuneConfig,
+    trials: Path | None = None,
+) -> Evaluation:
+    """Metrics of `model` on `rows`, and what it predicted of each; all ranks take part and get the same."""
+    state = process_state()
+    device = state.device if torch.cuda.is_available() else torch.device("cpu")
+    model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=inputs)
+    lengths = frame_counts(corpus, processor, model.config.audio.max_frames)
+    mine = evaluation_microbatches(rows, lengths, config.batch_frames)[state.process_index :: state.num_processes]
+
+    def reduce(values: Tensor) -> Tensor:
+        reduced = reduce_over_ranks(values.to(device), "sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    with closing(load(dataset, iter(mine), config.workers)) as batches:
+        moved = ({name: value.to(device) for name, value in batch.items()} for batch in batches)
+        outputs = collect_outputs(task, model, moved, rows, reduce)
+    truth = truth_of(task, corpus, targets, rows, trials)
+    metrics = task.measure(outputs, truth)
+    judged: Evaluation = {
+        "inputs": inputs,
+        "fusion": model.config.fusion,
+        "metrics": metrics,
+        "utterances": len(rows),
+        "speakers": len({corpus.speakers[row] for row in rows} - {None}),
+        "predictions": list(_predictions(task, corpus, rows, outputs, targets)),
+    }
+    if truth.trials is not None:
+        metrics.pop("threshold")  # of the test part itself: it must not be used
+        scores = trial_scores(outputs, truth.trials)
+        threshold = model.config.decision_threshold
+        judged["trials"] = {"count": len(scores), "targets": int(truth.trials.is_target.sum())}
+        if threshold is not None:
+            accepted = scores >= threshold
+            judged["at_threshold"] = {
+                "threshold": threshold,
+                "false_acceptance": float(accepted[~truth.trials.is_target].mean()),
+                "false_rejection": float((~accepted[truth.trials.is_target]).mean()),
+            }
+        if config.protocol == "ge2e":
+            metrics["ge2e_eer"] = ge2e_eer(outputs, [str(corpus.speakers[row]) for row in rows], GE2E_SEED)
+    return judged
+
+
+def _predictions(
+    task: Task, corpus: Corpus, rows: np.ndarray, outputs: np.ndarray, targets: Targets
+) -> Iterator[dict[str, Any]]:
+    for row, output in zip(rows.tolist(), outputs, strict=True):
+        known = {"id": corpus.ids[row], "speaker": corpus.speakers[row], "label": task.label(corpus, row)}
+        if task.compares:
+            yield {**known, "embedding": [round(float(value), 5) for value in output]}
+        elif task.problem_type == "regression":
+            yield {**known, "prediction": round(float(output[0]), 5)}
+        else:
+            chances = torch.from_numpy(output).softmax(0).tolist()
+            named = {name: round(chance, 5) for name, chance in zip(targets.classes, chances, strict=True)}
+            yield {**known, "prediction": targets.classes[int(output.argmax())], "probabilities": named}
+
+
+def _make_objective(
+    task: Task,
+    corpus: Corpus,
+    fold: Fold,
+    targets: Targets,
+    config: FinetuneConfig,
+    start_from: Path,
+    head: Mapping[str, Any],
+    steps: int | None,
+    protocol: Protocol,
+) -> FinetuneObjective:
+    processor = load_processor(start_from)
+    targets = narrowed(targets, corpus, task, fold.train)
+    classes = targets.classes or ("score",)
+    if len(targets.classes) == 1:
+        raise InputError(f"every utterance has the {task.name} '{classes[0]}': there is nothing to tell apart")
+    fields = {
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: number for number, name in enumerate(classes)},
+        "problem_type": task.problem_type,
+        "decision_threshold": None,
+        **head,
+    }
+    # Through the constructor, which checks: `from_pretrained` would set fields behind its back.
+    architecture = CtalConfig.from_dict({**CtalConfig.from_pretrained(start_from).to_dict(), **fields})
+    torch.manual_seed(config.seed)
+    model = (
+        task.model(architecture)
+        if config.weights == "random"
+        else task.model.from_pretrained(start_from, config=architecture)
+    )
+    objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol)
+    per_epoch = sum(1 for _ in objective.step_plan().steps(0))
+    total = steps or config.epochs * per_epoch
+    # An epoch is a natural place to look at the validation part, but not ten times a minute.
+    every = max(1, min(total, config.checkpoint_every, max(per_epoch, total // 10)))
+    objective.config = config.model_copy(update={"steps": total, "checkpoint_every": every})
+    return objective
+
+
+def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path) -> Evaluation:
+    """The test part of a fold, by the best model of its run."""
+    model, processor, saved = load_task_model(task, run / "model")
+    config = make_config(FinetuneConfig, saved["config"])
+    evaluation: Evaluation = {
+        "task": task.name,
+        "protocol": {"name": protocol.name, "description": protocol.description, "checksum": protocol.checksum},
+        "fold": fold.name,
+        "step": saved["step"],
+        "steps": config.steps,
+        "validation_metrics": saved["metrics"],
+    }
+    if len(fold.test):
+        targets = read_targets(task, corpus, None if task.compares else class_names(model))
+        judge = partial(judge_rows, task, model, processor, corpus, targets, fold.test, config=config)
+        evaluation |= judge(inputs=config.inputs)
+        if config.modality_dropout and config.inputs == "both":
+            evaluation["missing_modality"] = {each: judge(inputs=each)["metrics"] for each in ("audio", "text")}
+    keys = ("config", "corpus", "data_hash", "audio_hours", "versions", "commit")
+    return {**evaluation, **{name: saved[name] for name in keys}}
+
+
+def _write(run: Path, evaluation: Evaluation) -> None:
+    """Also tells the model's card what was measured."""
+    predictions = evaluation.pop("predictions", None)
+    if predictions is not None:
+        (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in predictions))
+    if "trials" in evaluation:
+        ids = [line["id"] for line in predictions or []]
+        trials = make_trials(ids, [line["speaker"] for line in predictions or []])
+        evaluation["trials"]["checksum"] = write_trials(run / "trials.txt", trials, ids)
+    folder = run / "model"
+    saved = json.loads((folder / "run.json").read_text())
+    saved |= {name: evaluation[name] for name in ("missing_modality",) if name in evaluation}
+    saved |= {"test_metrics": evaluation.get("metrics")}
+    (folder / "run.json").write_text(json.dumps(saved, indent=1))
+    task = get_task(evaluation["task"])
+    (folder / "README.md").write_text(task_card(task, task.model.from_pretrained(folder), saved))
+    (run / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
+
+
+def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) -> Evaluation:
+    """All folds: metrics of each with mean and interval over folds, and of all test utterances together."""
+    each = [json.loads((run / "evaluation.json").read_text()) for run in runs]
+    names = list(each[0]["metrics"])
+    best = min(range(len(each)), key=lambda i: task.score(each[i]["validation_metrics"]))
+    shutil.rmtree(out / "model", ignore_errors=True)
+    shutil.copytree(runs[best] / "model", out / "model")
+    lines = [
+        {"fold": fold["fold"], **json.loads(line)}
+        for fold, run in zip(each, runs, strict=True)
+        for line in (run / "predictions.jsonl").read_text().splitlines()
+    ]
+    (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shared = ("task", "protocol", "inputs", "fusion", "config", "corpus", "data_hash", "versions", "commit")
+    evaluation: Evaluation = {name: each[0][name] for name in shared}
+    evaluation |= {
+        "model_fold": each[best]["fold"],
+        "metrics": {name: float(np.mean([fold["metrics"][name] for fold in each])) for name in names},
+        "over_folds": {name: asdict(Interval.of(np.array([fold["metrics"][name] for fold in each]))) for name in names},
+        "folds": {fold["fold"]: fold["metrics"] for fold in each},
+        "utterances": len(lines),
+    }
+    if not task.compares:
+        evaluation["pooled_metrics"] = _pooled(task, lines)
+    (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
+    return evaluation
+
+
+def _pooled(task: Task, lines: Sequence[Mapping[str, Any]]) -> Metrics:
+    """Metrics over all folds' test utterances as one set."""
+    if task.problem_type == "regression":
+        outputs = np.array([[line["prediction"]] for line in lines])
+        return task.measure(outputs, Truth(np.array([line["label"] for line in lines]), 1, None))
+    classes = list(lines[0]["probabilities"])
+    outputs = np.array([[line["probabilities"][name] for name in classes] for line in lines])
+    labels = np.array([classes.index(line["label"]) for line in lines])
+    return task.measure(outputs, Truth(labels, len(classes), None))
+
+
+def task_card(task: Task, model: TaskModel, saved: Mapping[str, Any]) -> str:
+    """A model card in the hub's form."""
+    config, corpora = model.config, ", ".join(saved["corpus"])
+    synthetic = "\nTrained on synthetic speech: good for trying things out, not for real recordings.\n"
+
+    def listed(metrics: Mapping[str, float] | None) -> str:
+        return ", ".join(f"{name} {value:.4f}" for name, value in (metrics or {}).items()) or "not measured"
+
+    rows = [
+        ("task", task.help),
+        (
+            "classes",
+            f"{config.num_labels} training speakers" if task.compares else ", ".join(class_names(model)) or "-3 … 3",
+        ),
+        ("fusion", config.fusion),
+        (
+            "given to the model",
+            {"both": "audio and text"}.get(saved["config"]["inputs"], f"{saved['config']['inputs']} alone"),
+        ),
+        ("training audio", f"{saved['audio_hours']} h of {corpora}, data hash `{saved['data_hash'][:16]}`"),
+        ("protocol", f"{saved['protocol']}, checksum `{saved['protocol_checksum'][:16]}`"),
+        ("fold", f"{saved['fold']}, step {saved['step']} of {saved['config']['steps']}"),
+        ("validation part (chose the epoch)", listed(saved["metrics"])),
+        ("test part", listed(saved.get("test_metrics"))),
+    ]
+    for withheld, metrics in saved.get("missing_modality", {}).items():
+        rows.append((f"test part, {withheld} alone", listed(metrics)))
+    if task.compares and config.decision_threshold is not None:
+        rows.append(("threshold", f"{config.decision_threshold:.4f}: EER of the validation part"))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    usage = "ctal verify a.wav b.wav" if task.compares else "ctal predict a.wav --text 'what is said'"
+    return f"""---
+library_name: ctal
+tags: [speech, text, multimodal, ctal, {task.name}]
+---
+
+# CTAL, fine-tuned for {task.name} on {corpora}
+{synthetic if "demo" in saved["corpus"] else ""}
+| | |
+|---|---|
+{table}
+
+```
+{usage} --model 'this folder'
+```
+
+All settings of the run are in `run.json`.
+"""

@@ -1,0 +1,108 @@
+"""What all objectives on stores of utterances have in common (`ctal.training.Objective`)."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+import ctal
+from ctal.audio import HOP_LENGTH, SAMPLING_RATE
+from ctal.batching import EVALUATION, Corpus, Microbatch, PlannedStep, Position, StepPlan, deal, plan_from
+from ctal.processing_ctal import CtalProcessor
+from ctal.recipes import RunConfig
+from ctal.store import Store
+
+Config = TypeVar("Config", bound=RunConfig)
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def open_corpus(stores: Sequence[Path]) -> Corpus:
+    """One or several stores as one table; raises `InputError` for a path that is not a store."""
+    return Corpus([Store(path) for path in stores])
+
+
+class CorpusObjective(Generic[Model, Config]):
+    """Plans steps and held-out batches of some rows of a corpus."""
+
+    def __init__(
+        self,
+        model: Model,
+        processor: CtalProcessor,
+        corpus: Corpus,
+        config: Config,
+        *,
+        train_rows: np.ndarray,
+        validation_rows: np.ndarray,
+        max_frames: int,
+    ) -> None:
+        """`max_frames` is the longest window that a training utterance is cut to."""
+        self.model, self.processor, self.corpus, self.config = model, processor, corpus, config
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.frames_per_second = frames_per_second(processor)
+        self.lengths = frame_counts(corpus, processor, max_frames)
+
+    def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
+        """See `ctal.training.Objective`, as for the methods below."""
+        return plan_from(self.step_plan(), start, rank=rank, ranks=ranks, accumulation=self.config.accumulation)
+
+    def step_plan(self) -> StepPlan:
+        return StepPlan(self.train_rows, self.lengths, self.corpus.shards, self.config.batch_frames, self.config.seed)
+
+    def validation_microbatches(self) -> list[Microbatch]:
+        return evaluation_microbatches(self.validation_rows, self.lengths, self.config.batch_frames)
+
+    def utterance_ids(self, microbatch: Microbatch) -> list[str]:
+        return [self.corpus.read(row).id for row in microbatch.rows]
+
+    def provenance(self) -> dict[str, Any]:
+        """Where a model comes from, for `run.json`."""
+        return {
+            "config": self.config.model_dump(),
+            "corpus": [store.corpus for store in self.corpus.stores],
+            "data_hash": self.corpus.content_hash,
+            "audio_hours": round(float(self.corpus.seconds[self.train_rows].sum()) / 3600, 3),
+            **environment(),
+        }
+
+
+def frames_per_second(processor: CtalProcessor) -> float:
+    return SAMPLING_RATE / HOP_LENGTH[processor.feature_extractor.feature_type]
+
+
+def frame_counts(corpus: Corpus, processor: CtalProcessor, max_frames: int) -> np.ndarray:
+    """(rows,) frames of each utterance as the processor analyses it, at most `max_frames`."""
+    lengths = np.ceil(corpus.seconds * frames_per_second(processor)).astype(np.int64)
+    return np.minimum(lengths, max_frames)
+
+
+def evaluation_microbatches(rows: np.ndarray, lengths: np.ndarray, batch_frames: int) -> list[Microbatch]:
+    """`rows` dealt to batches of about `batch_frames`; none for no rows."""
+    parts = max(1, min(len(rows), int(lengths[rows].sum()) // batch_frames))
+    return [Microbatch(EVALUATION, tuple(part.tolist())) for part in deal(rows, lengths, parts)] if len(rows) else []
+
+
+def environment() -> dict[str, Any]:
+    """Versions, and the commit where the package runs from a checkout."""
+    import transformers
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    versions = {
+        "ctal": ctal.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    return {"versions": versions, "commit": commit.stdout.strip() or None}

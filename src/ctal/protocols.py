@@ -1,0 +1,258 @@
+"""Protocols: which utterances a task trains on, which choose the best epoch, and on which it is judged.
+
+Every protocol is named, said in words and checksummed, and all three stand beside each result. Folds are whole speakers
+(or whole sessions), so that no voice is on two sides; where a corpus names no speakers, or its published split shares
+them, the description says so. Orders are given by hashes of names: nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ctal.batching import Corpus, digest
+from ctal.errors import InputError, did_you_mean
+
+FEW_SPEAKERS = 12
+"""With at most so many, each is left out once; with more, a fifth of them at a time."""
+
+FOLDS = 5
+
+TRIAL_RECORDINGS = 1000
+TRIAL_RECORDINGS_A_SPEAKER = 20
+"""Of a larger set, trials are made from so many recordings at most (`make_trials`)."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows of a corpus."""
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    """Chooses the epoch; empty where the last one is taken."""
+    test: np.ndarray
+    """Is reported; empty where everything trains."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    name: str
+    description: str
+    """One sentence for people."""
+    folds: tuple[Fold, ...]
+    checksum: str
+    """SHA-256 of which utterance is where."""
+
+
+def make_protocol(name: str, corpus: Corpus, rows: np.ndarray, validation_share: float) -> Protocol:
+    """The protocol `name` on the labelled `rows` of a corpus.
+
+    Args:
+        name: One of `PROTOCOLS`. `auto` is the published split where there is one with a test part, else
+            `leave-one-session-out` where utterances have the label `session`, else `leave-one-speaker-out` of at most
+            12 speakers, else `5-fold`. `paper` has the folds of `auto` and chooses the epoch on the fold that is
+            reported. `ge2e` is `auto` for speaker verification, with the authors' measure beside ours.
+        validation_share: Share of the training utterances that choose the epoch, whole speakers of them, where the
+            corpus prescribes none.
+
+    Raises:
+        InputError: An unknown name, or a corpus without what the protocol needs.
+    """
+    if name == "ge2e":
+        usual = make_protocol("auto", corpus, rows, validation_share)
+        said = f"{usual.description}; beside the trials, the authors' draw of 4 speakers x 50 utterances, seeded"
+        return replace(usual, name="ge2e", description=said)
+    if name not in PROTOCOLS:
+        raise InputError(f"protocol '{name}'{did_you_mean(name, PROTOCOLS)}: use {', '.join(PROTOCOLS)}")
+    splits = np.array([corpus.splits[row] or "train" for row in rows])
+    groups = _Groups(corpus, rows)
+    if name in ("auto", "split") and ((splits == "test").any() or name == "split"):
+        return _published_split(corpus, rows, splits, groups, validation_share)
+    if name == "all":
+        nothing = rows[:0]
+        fold = Fold("all", rows, nothing, nothing)
+        return _protocol(corpus, "all", "everything trains, the last epoch is taken, nothing is measured", [fold])
+    kind = name if name not in ("auto", "paper") else groups.natural_kind()
+    parts = groups.parts(kind)
+    if len(parts) < 2:
+        raise InputError(f"protocol={kind}: there is one group to leave out, and none to train on; use protocol=all")
+    folds = []
+    for number, (label, test) in enumerate(parts.items()):
+        others = [part for _, part in [*list(parts.items())[number + 1 :], *list(parts.items())[:number]]]
+        if name == "paper":
+            train, validation = np.concatenate(others), test
+        else:
+            train, validation = groups.inner_split(np.concatenate(others), validation_share)
+        folds.append(Fold(label, rows[np.sort(train)], rows[np.sort(validation)], rows[np.sort(test)]))
+    chosen = (
+        "the epoch is chosen on the fold that is reported, as the authors did, which flatters"
+        if name == "paper"
+        else f"the epoch is chosen on other {groups.unit} of the training part"
+    )
+    return _protocol(corpus, name if name == "paper" else kind, f"{kind}, {len(folds)} folds; {chosen}", folds)
+
+
+PROTOCOLS = ("auto", "split", "leave-one-session-out", "leave-one-speaker-out", "5-fold", "paper", "ge2e", "all")
+
+
+class _Groups:
+    """Positions in `rows`, grouped by who speaks."""
+
+    def __init__(self, corpus: Corpus, rows: np.ndarray) -> None:
+        names = [corpus.speakers[row] for row in rows]
+        self.by_speaker = len({name for name in names if name}) > 1
+        self.unit = "speakers" if self.by_speaker else "utterances (no speakers are named, so voices may be shared)"
+        self.owners = [
+            name if self.by_speaker and name else f"utterance {corpus.ids[row]}"
+            for row, name in zip(rows, names, strict=True)
+        ]
+        self.sessions = [corpus.labels[row].get("session") for row in rows]
+
+    def natural_kind(self) -> str:
+        if all(self.sessions):
+            return "leave-one-session-out"
+        is_few = self.by_speaker and len(set(self.owners)) <= FEW_SPEAKERS
+        return "leave-one-speaker-out" if is_few else "5-fold"
+
+    def parts(self, kind: str) -> dict[str, np.ndarray]:
+        """Name of a fold → positions that it leaves out."""
+        if kind == "leave-one-session-out":
+            if not all(self.sessions):
+                raise InputError("protocol=leave-one-session-out needs the label 'session' of every utterance")
+            names: Sequence[str] = [str(name) for name in self.sessions]
+        elif kind == "leave-one-speaker-out":
+            if not self.by_speaker:
+                raise InputError("protocol=leave-one-speaker-out needs named speakers; use protocol=5-fold or all")
+            names = self.owners
+        else:
+            order = sorted(set(self.owners), key=lambda name: (digest(name), name))
+            number = {name: position % FOLDS + 1 for position, name in enumerate(order)}
+            names = [f"fold {number[name]}" for name in self.owners]
+        return {name: np.flatnonzero(np.array(names) == name) for name in sorted(set(names))}
+
+    def inner_split(self, positions: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """(train, validation) positions: whole owners, in the order in which they come, until `share` is reached."""
+        owners = [self.owners[position] for position in positions]
+        order = list(dict.fromkeys(owners))
+        if len(order) < 2:
+            raise InputError("one speaker is left to train on and none to choose the epoch by; use protocol=all")
+        held: set[str] = set()
+        for name in order[:-1]:
+            held.add(name)
+            if sum(owner in held for owner in owners) >= share * len(owners):
+                break
+        is_held = np.array([owner in held for owner in owners])
+        return positions[~is_held], positions[is_held]
+
+
+def _published_split(
+    corpus: Corpus, rows: np.ndarray, splits: np.ndarray, groups: _Groups, validation_share: float
+) -> Protocol:
+    parts = {name: np.flatnonzero(splits == name) for name in ("train", "validation", "test")}
+    if not len(parts["train"]):
+        raise InputError("protocol=split: no labelled utterance is in the training part; add it to the store")
+    said = "the corpus's own split"
+    if not len(parts["validation"]):
+        parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share)
+        said += f"; the epoch is chosen on other {groups.unit} of its training part"
+    if not len(parts["test"]):
+        parts["test"] = parts["validation"]
+        said += "; it has no test part, so the part that chose the epoch is reported, which flatters"
+    else:
+        tested = {corpus.speakers[row] for row in rows[parts["test"]]} - {None}
+        seen = {corpus.speakers[row] for name in ("train", "validation") for row in rows[parts[name]]}
+        if shared := len(tested & seen):
+            said += f"; {shared} of its {len(tested)} test speakers are in the training part too"
+    fold = Fold("test", *(rows[parts[name]] for name in ("train", "validation", "test")))
+    return _protocol(corpus, "split", said, [fold])
+
+
+def _protocol(corpus: Corpus, name: str, description: str, folds: Sequence[Fold]) -> Protocol:
+    content = hashlib.sha256()
+    for fold in folds:
+        for part in (fold.train, fold.validation, fold.test):
+            content.update("\n".join([fold.name, *(corpus.ids[row] for row in part), ""]).encode())
+    return Protocol(name, description, tuple(folds), content.hexdigest())
+
+
+class Trials(NamedTuple):
+    """Pairs of recordings to compare."""
+
+    first: np.ndarray
+    """(M,) positions among the recordings."""
+    second: np.ndarray
+    is_target: np.ndarray
+    """(M,) bool: both are the same speaker's."""
+
+
+def make_trials(ids: Sequence[str], speakers: Sequence[str | None]) -> Trials:
+    """All pairs of different recordings, by order of their ids.
+
+    Of more than 1,000 recordings only some take part: speakers in the order of a hash of their names, of each at most
+    20 recordings in the order of a hash of their ids, until 1,000 are reached. Recordings without a speaker never do.
+    """
+    named = [position for position, speaker in enumerate(speakers) if speaker]
+    if len(named) > TRIAL_RECORDINGS:
+        by_speaker: dict[str, list[int]] = {}
+        for position in sorted(named, key=lambda position: (digest(ids[position]), ids[position])):
+            by_speaker.setdefault(str(speakers[position]), []).append(position)
+        chosen: list[int] = []
+        for name in sorted(by_speaker, key=lambda name: (digest(name), name)):
+            chosen += by_speaker[name][:TRIAL_RECORDINGS_A_SPEAKER]
+            if len(chosen) >= TRIAL_RECORDINGS:
+                break
+        named = chosen
+    named.sort(key=lambda position: ids[position])
+    left, right = np.triu_indices(len(named), 1)
+    first, second = np.array(named, dtype=np.int64)[left], np.array(named, dtype=np.int64)[right]
+    names = np.array([str(speaker) for speaker in speakers])
+    return Trials(first, second, names[first] == names[second])
+
+
+def read_trials(path: Path, ids: Sequence[str]) -> Trials:
+    """A written list, `1 A B` (the same speaker) or `0 A B` a line, as VoxCeleb's; names may end in a suffix.
+
+    Raises `InputError` naming the line that is not of that form or names a recording that is not in `ids`.
+    """
+    position = {id: number for number, id in enumerate(ids)}
+    rows = []
+    for number, line in enumerate(_read_lines(path), start=1):
+        fields = line.split()
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise InputError(
+                f"{path}, line {number}: write `1 A B` for the same speaker or `0 A B`, not '{line.strip()}'"
+            )
+        pair = []
+        for name in fields[1:]:
+            id = name if name in position else str(Path(name).with_suffix(""))
+            if id not in position:
+                raise InputError(f"{path}, line {number}: '{name}' is not in the store; prepare the corpus it is from")
+            pair.append(position[id])
+        rows.append((*pair, fields[0] == "1"))
+    if not rows:
+        raise InputError(f"{path}: has no trials; write `1 A B` or `0 A B` a line")
+    first, second, is_target = (np.array(column) for column in zip(*rows, strict=True))
+    return Trials(first, second, is_target)
+
+
+def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> str:
+    """Writes the list that `read_trials` reads; returns its SHA-256."""
+    lines = (f"{int(same)} {ids[a]} {ids[b]}\n" for a, b, same in zip(*(part.tolist() for part in trials), strict=True))
+    content = "".join(lines)
+    path.write_text(content, encoding="utf-8")
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give a list of trials, `1 A B` a line") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path}: not a text file in UTF-8; give a list of trials, `1 A B` a line") from None

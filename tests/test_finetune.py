@@ -1,0 +1,446 @@
+"""Fine-tuning: what is trained, what is measured, and that neither depends on how the work is spread."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import NANO, CtalProcess, losses, record
+from ctal import CtalForSequenceClassification, CtalForXVector
+from ctal.batching import EVALUATION, Corpus, Microbatch
+from ctal.corpora import get_corpus
+from ctal.errors import InputError
+from ctal.finetune import evaluate_task, finetune, make_dataset
+from ctal.pretrain import load_processor, make_tokenizer, pretrain
+from ctal.recipes import FinetuneConfig, PretrainConfig, learning_rate, make_config
+from ctal.store import Store, prepare_store
+from ctal.tasks import TASKS, read_targets
+
+PITCH = {"angry": 300, "happy": 500, "sad": 120}
+SCORE = {"bad": -2.0, "so": 0.0, "good": 2.5}
+QUICK: dict[str, Any] = {
+    **{name: value for name, value in NANO.items() if name != "steps"},
+    **{"epochs": 2, "checkpoint_every": 4},
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """48 utterances of 12 speakers: the pitch gives the emotion, a word the sentiment; with and without splits."""
+
+    store: Path
+    """Without splits: 5 folds."""
+    split: Path
+    """With train, validation and test part."""
+    pretrained: Path
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(3)
+    lines = []
+    for number in range(48):
+        speaker = number % 12
+        emotion, word = (str(rng.choice(list(names))) for names in (PITCH, SCORE))
+        pitch, seconds = PITCH[emotion] + 5 * speaker, float(rng.uniform(0.4, 1.2))
+        audio = record(folder / f"u{number:02d}.flac", seconds, pitch, number)
+        labels = {"emotion": emotion, "sentiment": SCORE[word]}
+        text = f"it was {word} {rng.choice(['today', 'tomorrow', 'tea'])}"
+        lines.append({"audio": audio.name, "text": text, "speaker": f"s{speaker:02d}", **labels})
+    for name, split in (("store", {}), ("split", {9: "validation", 10: "validation"} | {11: "test", 8: "test"})):
+        manifest = folder / f"{name}.jsonl"
+        rows = [
+            {**line, "split": split.get(number % 12, "train")} if split else line for number, line in enumerate(lines)
+        ]
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        prepare_store(get_corpus("manifest").prepare(manifest), folder / name, corpus="tones", workers=1)
+    make_tokenizer(folder / "store", folder / "tokenizer", 280)
+    config = make_config(PretrainConfig, NANO, {"steps": 4})
+    architecture = {"frame_stack": 2, "hidden_dropout_prob": 0}
+    pretrain(
+        [folder / "store"],
+        folder / "pretrained",
+        config,
+        size="nano",
+        architecture=architecture,
+        tokenizer=folder / "tokenizer",
+    )
+    return Labelled(folder / "store", folder / "split", folder / "pretrained" / "model")
+
+
+def run(
+    labelled: Labelled,
+    out: Path,
+    task: str = "emotion",
+    *,
+    store: Path | None = None,
+    head: dict[str, Any] | None = None,
+    resume: bool = False,
+    **fields: Any,
+) -> dict[str, Any]:
+    config = make_config(FinetuneConfig, QUICK, fields)
+    stores = [store or labelled.split]
+    head = {"head_dropout_prob": 0.0, **(head or {})}
+    evaluation = finetune(task, stores, out, config, start_from=labelled.pretrained, head=head, resume=resume)
+    assert evaluation is not None
+    return evaluation
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def runs(labelled: Labelled, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each task."""
+    folder = tmp_path_factory.mktemp("runs")
+    for task in TASKS:
+        run(labelled, folder / task, task)
+    return {task: folder / task for task in TASKS}
+
+
+# What a run leaves --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_leaves_a_model_its_card_and_what_it_was_measured_by(runs: dict[str, Path], task: str) -> None:
+    evaluation = json.loads((runs[task] / "evaluation.json").read_text())
+    card = (runs[task] / "model" / "README.md").read_text()
+    predictions = [json.loads(line) for line in (runs[task] / "predictions.jsonl").read_text().splitlines()]
+
+    assert evaluation["utterances"] == len(predictions) == 8
+    assert {line["speaker"] for line in predictions} == {"s08", "s11"}
+    for name, value in evaluation["metrics"].items():
+        assert f"{name} {value:.4f}" in card
+    for name in ("protocol", "data_hash", "versions", "config"):
+        assert evaluation[name]
+
+
+def test_classes_are_named_and_a_verification_model_carries_its_threshold(runs: dict[str, Path]) -> None:
+    emotion = CtalForSequenceClassification.from_pretrained(runs["emotion"] / "model")
+    verification = CtalForXVector.from_pretrained(runs["verification"] / "model")
+
+    assert emotion.config.id2label == {0: "angry", 1: "happy", 2: "sad"}
+    assert verification.config.num_labels == 8  # the training speakers alone
+    assert -1 <= verification.config.decision_threshold <= 1
+
+
+def test_the_written_trials_are_all_pairs_of_the_test_part_and_can_be_given_back(
+    labelled: Labelled, runs: dict[str, Path]
+) -> None:
+    run_folder = runs["verification"]
+    evaluation = json.loads((run_folder / "evaluation.json").read_text())
+    assert evaluation["trials"]["count"] == 8 * 7 // 2
+    assert len((run_folder / "trials.txt").read_text().splitlines()) == 28
+
+    again = evaluate_task("verification", [labelled.split], run_folder / "model", trials=run_folder / "trials.txt")
+
+    assert again is not None
+    assert again["metrics"] == evaluation["metrics"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluating_a_model_again_gives_the_numbers_of_its_run(
+    labelled: Labelled, runs: dict[str, Path], task: str
+) -> None:
+    again = evaluate_task(task, [labelled.split], runs[task] / "model")
+
+    assert again is not None
+    assert again["metrics"] == json.loads((runs[task] / "evaluation.json").read_text())["metrics"]
+
+
+def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    evaluation = run(labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1)
+
+    predictions = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert sorted(line["id"] for line in predictions) == [f"u{number:02d}" for number in range(48)]
+    assert len(evaluation["folds"]) == 5
+    for name, interval in evaluation["over_folds"].items():
+        assert interval["mean"] == pytest.approx(np.mean([fold[name] for fold in evaluation["folds"].values()]))
+    right = [line["label"] == line["prediction"] for line in predictions]
+    assert evaluation["pooled_metrics"]["wa"] == pytest.approx(np.mean(right))
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_everything_can_be_trained_on_and_then_nothing_is_measured(labelled: Labelled, tmp_path: Path) -> None:
+    evaluation = run(labelled, tmp_path / "run", "verification", protocol="all", epochs=1)
+
+    assert "metrics" not in evaluation
+    assert evaluation["step"] == evaluation["steps"]
+    assert "another store" in refusal(
+        lambda: evaluate_task("verification", [labelled.split], tmp_path / "run" / "model")
+    )
+    elsewhere = evaluate_task("verification", [labelled.store], tmp_path / "run" / "model")
+    assert elsewhere is not None
+    assert elsewhere["utterances"] == 48
+
+
+# What is trained ----------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_what_the_sound_and_the_words_tell(labelled: Labelled, tmp_path: Path) -> None:
+    emotion = run(labelled, tmp_path / "emotion", epochs=40)
+    sentiment = run(labelled, tmp_path / "sentiment", "sentiment", epochs=40)
+
+    assert emotion["metrics"]["ua"] > 0.75
+    assert sentiment["metrics"]["mae"] < 0.9
+
+
+@pytest.mark.parametrize("frozen", ["text", "audio", "both"])
+def test_a_frozen_encoder_stays_as_it_is(labelled: Labelled, tmp_path: Path, frozen: str) -> None:
+    run(labelled, tmp_path / "run", frozen=frozen, epochs=1)
+
+    before = load_file(labelled.pretrained / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for modality in ("text", "audio"):
+        name = f"ctal.{modality}_encoder.layers.0.feed_forward.dense.weight"
+        assert torch.equal(before[name], after[name]) == (frozen in (modality, "both")), name
+
+
+def test_layers_learn_more_slowly_the_further_they_are_from_the_head(labelled: Labelled, tmp_path: Path) -> None:
+    run(labelled, tmp_path / "run", layer_decay=0.1, epochs=1, warmup_ratio=0.0, weight_decay=0.0)
+
+    before = load_file(labelled.pretrained / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    moved = [
+        (after[name] - before[name]).abs().max().item()
+        for name in (
+            "ctal.audio_encoder.dense.weight",
+            *(f"ctal.audio_encoder.layers.{layer}.feed_forward.dense.weight" for layer in (0, 1)),
+        )
+    ]
+    assert moved[0] < 0.3 * moved[1] < 0.1 * moved[2]
+
+
+def test_random_weights_keep_the_architecture_alone(labelled: Labelled, tmp_path: Path) -> None:
+    run(labelled, tmp_path / "run", weights="random", epochs=1, learning_rate=1e-9)
+
+    before = load_file(labelled.pretrained / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    name = "ctal.audio_encoder.layers.0.feed_forward.dense.weight"
+    assert before[name].shape == after[name].shape
+    assert (before[name] - after[name]).abs().max() > 1e-3
+
+
+def test_balanced_classes_weigh_the_same_in_all(labelled: Labelled, tmp_path: Path) -> None:
+    from ctal.finetune import FinetuneObjective
+
+    seen: list[tuple[torch.Tensor, np.ndarray]] = []
+    original = FinetuneObjective._class_weights
+
+    def spy(self: FinetuneObjective) -> torch.Tensor | None:
+        weights = original(self)
+        assert weights is not None
+        seen.append((weights, np.bincount(self.targets.values[self.train_rows])))
+        return weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FinetuneObjective, "_class_weights", spy)
+        run(labelled, tmp_path / "run", class_weights="balanced", epochs=1)
+    ((weights, counts),) = seen
+    shares = weights.numpy() * counts
+    np.testing.assert_allclose(shares, shares[0], rtol=1e-5)
+    assert shares.sum() == pytest.approx(counts.sum(), rel=1e-5)
+
+
+def test_the_reference_schedule_goes_up_and_down_and_the_cosine_falls_to_0() -> None:
+    reference, cosine = (
+        make_config(FinetuneConfig, {"schedule": kind, "epochs": 5, "steps": 40, "learning_rate": 1.0})
+        for kind in ("reference", "cosine")
+    )
+
+    assert [round(learning_rate(reference, step), 6) for step in (0, 5, 10, 15)] == [1, 0, 1, 0]
+    rates = [learning_rate(cosine, step) for step in range(3, 40)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.01
+
+
+# What is given to the model -----------------------------------------------------------------------------------------
+
+
+def dataset_of(labelled: Labelled, inputs: str = "both", **fields: Any) -> Any:
+    corpus = Corpus([Store(labelled.split)])
+    config = make_config(FinetuneConfig, QUICK, fields)
+    model = CtalForSequenceClassification.from_pretrained(labelled.pretrained)
+    targets = read_targets(TASKS["emotion"], corpus)
+    return make_dataset(corpus, load_processor(labelled.pretrained), config, targets, model.config, inputs=inputs)
+
+
+def test_a_withheld_input_is_not_there(labelled: Labelled) -> None:
+    rows = Microbatch(EVALUATION, (0, 1, 2))
+
+    both, audio, text = (dataset_of(labelled, inputs)[rows] for inputs in ("both", "audio", "text"))
+
+    assert audio["attention_mask"].sum(1).tolist() == [2, 2, 2]
+    assert torch.equal(audio["input_features"], both["input_features"])
+    assert not text["feature_attention_mask"].any()
+    assert torch.equal(text["input_ids"], both["input_ids"])
+
+
+def test_modality_dropout_drops_either_as_often_never_both_and_nothing_in_evaluation(labelled: Labelled) -> None:
+    dataset = dataset_of(labelled, modality_dropout=0.5)
+
+    drawn = [dataset.utterance(row, epoch) for row in range(20) for epoch in range(20)]
+    without_text = np.array([len(each["input_ids"]) == 2 for each in drawn])
+    without_audio = np.array([len(each["input_features"]) == 0 for each in drawn])
+
+    assert not (without_text & without_audio).any()
+    assert without_text.mean() == pytest.approx(0.25, abs=0.07)
+    assert without_audio.mean() == pytest.approx(0.25, abs=0.07)
+    evaluated = [dataset.utterance(row, EVALUATION) for row in range(20)]
+    assert all(len(each["input_ids"]) > 2 and len(each["input_features"]) for each in evaluated)
+
+
+def test_blanked_blocks_are_the_same_for_static_features_and_deltas_and_never_in_evaluation(
+    labelled: Labelled,
+) -> None:
+    dataset, plain = dataset_of(labelled, frequency_masks=2, time_masks=1), dataset_of(labelled)
+
+    distorted, whole = dataset.utterance(0, 3)["input_features"], plain.utterance(0, 3)["input_features"]
+
+    static, delta = (distorted != whole).split(80, 1)
+    assert torch.equal(static, delta)
+    assert static.any()
+    evaluated = dataset.utterance(0, EVALUATION)["input_features"]
+    assert torch.equal(evaluated, plain.utterance(0, EVALUATION)["input_features"])
+
+
+def test_a_model_trained_with_modality_dropout_says_what_it_loses(labelled: Labelled, tmp_path: Path) -> None:
+    evaluation = run(labelled, tmp_path / "run", modality_dropout=0.3, epochs=1)
+
+    assert evaluation["missing_modality"].keys() == {"audio", "text"}
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "test part, audio alone" in card
+
+
+# However the work is spread -----------------------------------------------------------------------------------------
+
+
+def test_accumulation_and_workers_do_not_change_the_losses(labelled: Labelled, tmp_path: Path) -> None:
+    fields = {"batch_frames": 900}
+    one = run(labelled, tmp_path / "one", **fields)
+    other = run(labelled, tmp_path / "other", accumulation=3, workers=2, **fields)
+
+    differences = [
+        abs(value - losses(tmp_path / "other")[step][name])
+        for step, values in losses(tmp_path / "one").items()
+        for name, value in values.items()
+    ]
+    assert max(differences) <= 1e-5
+    assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
+
+
+def arguments(labelled: Labelled, out: Path, *more: str) -> list[str]:
+    fields = {**QUICK, "epochs": 1, "protocol": "5-fold"}
+    settings = [part for name, value in fields.items() for part in ("--set", f"{name}={value}")]
+    fixed = ["finetune", "emotion", str(labelled.store), "--from", str(labelled.pretrained), "--out", str(out)]
+    return [*fixed, *settings, *more]
+
+
+def test_a_killed_run_of_folds_goes_on_and_equals_an_uninterrupted_one(labelled: Labelled, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert CtalProcess(arguments(labelled, whole), tmp_path / "a").wait().code == 0
+    for number, step in enumerate(random.Random(5).sample(range(1, 5), 2)):
+        more = arguments(labelled, killed, *(["--resume"] if number else []))
+        ended = CtalProcess(more, tmp_path / f"b{number}", ("step", step)).wait()
+        assert ended.code == -9, ended.errors
+
+    ended = CtalProcess(arguments(labelled, killed, "--resume"), tmp_path / "c").wait()
+
+    assert ended.code == 0, ended.errors
+    assert (whole / "predictions.jsonl").read_bytes() == (killed / "predictions.jsonl").read_bytes()
+    for name in ("metrics", "folds", "pooled_metrics"):
+        first, second = (json.loads((path / "evaluation.json").read_text())[name] for path in (whole, killed))
+        assert first == second
+
+
+def test_two_ranks_train_and_evaluate_as_one(labelled: Labelled, tmp_path: Path, runs: dict[str, Path]) -> None:
+    settings = {**QUICK, "batch_frames": 900, "epochs": 1}
+    pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    model = ["--from", str(labelled.pretrained), "--set", "head_dropout_prob=0"]
+    command = ["finetune", "sentiment", str(labelled.split), *model, *pairs]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240}
+    how["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for ranks in ("1", "2"):
+        out = ["--out", str(tmp_path / ranks)]
+        done = subprocess.run([*launcher, ranks, "-m", "ctal", *command, *out], check=False, **how)
+        assert done.returncode == 0, done.stderr
+
+    one, two = (json.loads((tmp_path / ranks / "evaluation.json").read_text()) for ranks in ("1", "2"))
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
+    for step, values in losses(tmp_path / "1").items():
+        assert losses(tmp_path / "2")[step] == pytest.approx(values, abs=1e-5)
+
+    evaluate = ["evaluate", "emotion", str(labelled.split), "--model", str(runs["emotion"] / "model"), "--json"]
+    shared = subprocess.run([*launcher, "2", "-m", "ctal", *evaluate], check=False, **how)
+    assert shared.returncode == 0, shared.stderr
+    alone = evaluate_task("emotion", [labelled.split], runs["emotion"] / "model")
+    assert alone is not None
+    together = json.loads(shared.stdout)
+    assert together["metrics"] == pytest.approx(alone["metrics"], abs=1e-9)
+    assert together["utterances"] == alone["utterances"]
+
+
+# Wrong input --------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_input_is_one_line_that_names_it_and_the_mend(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    split, pretrained = [labelled.split], labelled.pretrained
+    config = make_config(FinetuneConfig, QUICK)
+
+    def of(task: str = "emotion", start: Path = pretrained, **more: Any) -> Callable[[], Any]:
+        return lambda: finetune(task, split, tmp_path / "run", config, start_from=start, **more)
+
+    assert "did you mean 'emotion'" in refusal(of("emotoin"))
+    assert "not a model folder" in refusal(of(start=tmp_path))
+    assert "use orthogonal, concat" in refusal(of(head={"fusion": "sum"}))
+    assert "add --resume" in refusal(lambda: run(labelled, runs["emotion"]))
+    model = runs["emotion"] / "model"
+    assert "a model for emotion, not for sentiment" in refusal(lambda: evaluate_task("sentiment", split, model))
+    assert "a model for pretraining" in refusal(lambda: evaluate_task("emotion", split, pretrained))
+    assert "--inputs words" in refusal(lambda: evaluate_task("emotion", split, model, inputs="words"))
+    trials = tmp_path / "trials.txt"
+    assert "only verification" in refusal(lambda: evaluate_task("emotion", split, model, trials=trials))
+    verification = runs["verification"] / "model"
+    assert "no such file" in refusal(lambda: evaluate_task("verification", split, verification, trials=trials))
+
+
+def test_a_store_without_labels_is_refused(labelled: Labelled, tmp_path: Path) -> None:
+    record(tmp_path / "a.wav", 1.0)
+    (tmp_path / "m.jsonl").write_text('{"audio": "a.wav"}\n')
+    prepare_store(get_corpus("manifest").prepare(tmp_path / "m.jsonl"), tmp_path / "store", corpus="one", workers=1)
+
+    for task, what in (("emotion", "label 'emotion'"), ("verification", "speaker")):
+        message = refusal(lambda task=task: run(labelled, tmp_path / "run", task, store=tmp_path / "store"))
+        assert f"has a {what}" in message
+
+
+def test_a_label_that_a_model_does_not_know_is_named(labelled: Labelled, runs: dict[str, Path], tmp_path: Path) -> None:
+    record(tmp_path / "a.wav", 1.0)
+    (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "emotion": "hapy"}\n')
+    prepare_store(get_corpus("manifest").prepare(tmp_path / "m.jsonl"), tmp_path / "store", corpus="one", workers=1)
+
+    message = refusal(lambda: evaluate_task("emotion", [tmp_path / "store"], runs["emotion"] / "model"))
+
+    assert "no emotion 'hapy' (did you mean 'happy'?)" in message

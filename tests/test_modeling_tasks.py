@@ -1,0 +1,195 @@
+"""Invariants of the heads of tasks, at nano size and without dropout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForAudioXVector,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
+
+from ctal import CtalForSequenceClassification, CtalForXVector
+from ctal.errors import InputError
+from ctal.fusion import FUSIONS
+from test_modeling_ctal import UTTERANCES, Batch, collate, inputs_of, nano, pretraining_model
+
+LABELS = torch.tensor([0, 2, 1, 2])
+
+Model = CtalForSequenceClassification | CtalForXVector
+
+
+def task_model(
+    kind: type[Model] = CtalForSequenceClassification, labels: int = 3, problem_type: str | None = None, **fields: Any
+) -> Model:
+    config = nano(initializer_range=0.2, head_dropout_prob=0.0, **fields)
+    config.num_labels, config.problem_type = labels, problem_type
+    torch.manual_seed(0)
+    return kind(config).eval()
+
+
+def batch_of(numbers: list[int], padding: int = 0) -> Batch:
+    return inputs_of(collate([UTTERANCES[number] for number in numbers], padding))
+
+
+BATCH = batch_of([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("stack", [1, 2])
+def test_padding_and_the_other_utterances_of_a_batch_change_nothing(fusion: str, stack: int) -> None:
+    model = task_model(fusion=fusion, frame_stack=stack)
+    together = model(**batch_of([0, 1, 2, 3], padding=5), labels=LABELS)
+
+    for number in range(4):
+        alone = model(**batch_of([number]))
+        torch.testing.assert_close(alone.embeddings[0], together.embeddings[number], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone.logits[0], together.logits[number], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_microbatches_with_the_count_of_the_step_add_up_to_the_whole_batch(fusion: str) -> None:
+    model = task_model(fusion=fusion)
+    whole = model(**BATCH, labels=LABELS)
+
+    parts = [model(**batch_of(numbers), labels=LABELS[numbers], utterance_count=4) for numbers in ([0], [1, 3], [2])]
+
+    for name in ("loss", "task_loss", "orthogonality_loss"):
+        torch.testing.assert_close(sum(part[name] for part in parts), whole[name])
+
+
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "audio"])
+def test_an_utterance_without_a_recording_gives_what_its_text_alone_gives(fusion: str) -> None:
+    model = task_model(fusion=fusion)
+    mask = BATCH["feature_attention_mask"].clone()
+    mask[1] = 0
+
+    mixed = model(**BATCH | {"feature_attention_mask": mask}, labels=LABELS)
+    text_alone = model(**{name: value[[1]] for name, value in BATCH.items() if "feature" not in name})
+
+    torch.testing.assert_close(mixed.embeddings[1], text_alone.embeddings[0])
+    assert mixed.loss.isfinite()
+
+
+def test_without_any_recording_every_parameter_still_has_a_gradient() -> None:
+    # DDP waits for all of them.
+    model = task_model()
+    model(**BATCH | {"feature_attention_mask": 0 * BATCH["feature_attention_mask"]}, labels=LABELS).loss.backward()
+
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_audio_pools_alone_need_a_recording() -> None:
+    with pytest.raises(InputError, match="fusion='audio' needs a recording"):
+        task_model(fusion="audio")(input_ids=BATCH["input_ids"])
+
+
+def test_the_loss_is_the_tasks_and_the_weighted_orthogonality() -> None:
+    output = task_model(orthogonality_weight=0.25)(**BATCH, labels=LABELS)
+
+    assert 0 < output.orthogonality_loss <= 2
+    torch.testing.assert_close(output.loss, output.task_loss + 0.25 * output.orthogonality_loss)
+    torch.testing.assert_close(output.task_loss, torch.nn.functional.cross_entropy(output.logits, LABELS))
+
+
+def test_weights_of_labels_scale_the_loss_of_their_utterances() -> None:
+    model = task_model(fusion="concat")
+    weights = torch.tensor([1.0, 2.0, 0.0])
+
+    output = model(**BATCH, labels=LABELS, class_weights=weights)
+
+    each = torch.nn.functional.cross_entropy(output.logits, LABELS, reduction="none")
+    torch.testing.assert_close(output.loss, (each * weights[LABELS]).mean())
+
+
+def test_a_regression_is_judged_by_l1() -> None:
+    model = task_model(labels=1, problem_type="regression", fusion="concat")
+    scores = torch.tensor([-3.0, 0.5, 1.0, 3.0])
+
+    output = model(**BATCH, labels=scores)
+
+    assert output.logits.shape == (4, 1)
+    torch.testing.assert_close(output.loss, (output.logits[:, 0] - scores).abs().mean())
+
+
+def test_a_margin_makes_the_right_speaker_harder_in_training_alone() -> None:
+    model = task_model(CtalForXVector, speaker_loss="aam", speaker_margin=0.3, speaker_scale=10.0)
+
+    evaluated = model(**BATCH, labels=LABELS).logits
+    trained = model.train()(**BATCH, labels=LABELS).logits
+
+    right = torch.zeros_like(evaluated, dtype=torch.bool).scatter(1, LABELS[:, None], True)
+    torch.testing.assert_close(trained[~right], evaluated[~right])
+    angles = [(logits[right] / 10).clamp(-1, 1).acos() for logits in (evaluated, trained)]
+    torch.testing.assert_close(angles[1], angles[0] + 0.3, atol=1e-3, rtol=0)
+    assert evaluated.abs().max() <= 10
+
+
+@pytest.mark.parametrize("kind", [CtalForSequenceClassification, CtalForXVector])
+def test_a_saved_model_comes_back_equal_and_auto_classes_find_it(kind: type[Model], tmp_path: Path) -> None:
+    model = task_model(kind, decision_threshold=0.5)
+    model.save_pretrained(tmp_path)
+    auto = AutoModelForAudioXVector if kind is CtalForXVector else AutoModelForSequenceClassification
+
+    for loaded in (kind.from_pretrained(tmp_path), auto.from_pretrained(tmp_path)):
+        assert isinstance(loaded, kind)
+        assert loaded.config.decision_threshold == 0.5
+        assert torch.equal(loaded.eval()(**BATCH).logits, model(**BATCH).logits)
+
+
+def test_a_task_starts_from_the_encoders_of_a_pretrained_model(tmp_path: Path) -> None:
+    pretrained = pretraining_model()
+    pretrained.save_pretrained(tmp_path)
+
+    model = CtalForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+
+    for name, value in pretrained.ctal.state_dict().items():
+        assert torch.equal(model.ctal.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"fusion": "orthogonl"}, "did you mean 'orthogonal'"),
+        ({"orthogonal_norm": "other"}, "use cosine, reference"),
+        ({"speaker_loss": "aamm"}, "did you mean 'aam'"),
+        ({"head_dropout_prob": 1.0}, "head_dropout_prob"),
+        ({"orthogonality_weight": -1.0}, "orthogonality_weight"),
+    ],
+)
+def test_a_head_that_there_is_not_is_refused_in_one_line(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named) as error:
+        nano(**fields)
+    assert "\n" not in str(error.value)
+
+
+class Labelled(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {**inputs_of(UTTERANCES[number % 4]), "labels": LABELS[[number % 4]]}
+
+
+def collate_labelled(rows: list[Batch]) -> Batch:
+    labels = torch.cat([row.pop("labels") for row in rows])
+    return {**collate(rows), "labels": labels}
+
+
+def test_the_trainer_of_transformers_trains_and_evaluates(tmp_path: Path) -> None:
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=5, per_device_train_batch_size=4, report_to=[], use_cpu=True, learning_rate=1e-2
+    )
+    trainer = Trainer(
+        task_model(), arguments, data_collator=collate_labelled, train_dataset=Labelled(), eval_dataset=Labelled()
+    )
+
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+
+    assert trainer.evaluate()["eval_loss"] < before

@@ -1,0 +1,198 @@
+"""Who is trained on, who chooses the epoch, and who is judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctal.errors import InputError
+from ctal.protocols import PROTOCOLS, Protocol, make_protocol, make_trials, read_trials, write_trials
+
+SPEAKERS = 15
+
+
+def corpus(*, speakers: int = SPEAKERS, named: bool = True, splits: Any = None, sessions: bool = False) -> Any:
+    """Three utterances a speaker; only what a protocol looks at."""
+    owner = [f"s{number % speakers:02d}" for number in range(3 * speakers)]
+    return SimpleNamespace(
+        ids=[f"u{number:03d}" for number in range(len(owner))],
+        speakers=owner if named else [None] * len(owner),
+        splits=[splits(name) if splits else None for name in owner],
+        labels=[{"session": f"Ses{int(name[1:]) % 5}"} if sessions else {} for name in owner],
+    )
+
+
+def protocol(name: str, **how: Any) -> tuple[Protocol, Any]:
+    source = corpus(**how)
+    return make_protocol(name, source, np.arange(len(source.ids)), 0.1), source
+
+
+def split_of(name: str) -> str:
+    number = int(name[1:])
+    return "test" if number > 11 else "validation" if number > 9 else "train"
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("auto", {}),
+        ("auto", {"speakers": 6}),
+        ("auto", {"sessions": True}),
+        ("auto", {"splits": split_of}),
+        ("split", {"splits": lambda name: "test" if split_of(name) == "test" else None}),
+        ("leave-one-speaker-out", {}),
+        ("5-fold", {}),
+    ],
+)
+def test_no_speaker_is_in_two_parts_and_every_utterance_is_in_one(name: str, how: dict[str, Any]) -> None:
+    made, source = protocol(name, **how)
+
+    for fold in made.folds:
+        parts = [{source.speakers[row] for row in part} for part in (fold.train, fold.validation, fold.test)]
+        assert all(parts)
+        assert sum(map(len, parts)) == len(set.union(*parts))
+        assert sorted(np.concatenate([fold.train, fold.validation, fold.test])) == list(range(len(source.ids)))
+
+
+@pytest.mark.parametrize("how", [{}, {"speakers": 6}, {"sessions": True}])
+def test_over_the_folds_every_utterance_is_tested_once(how: dict[str, Any]) -> None:
+    made, source = protocol("auto", **how)
+
+    assert sorted(np.concatenate([fold.test for fold in made.folds])) == list(range(len(source.ids)))
+
+
+def test_auto_takes_the_published_split_then_sessions_then_few_speakers_then_folds() -> None:
+    chosen = [
+        protocol("auto", **how)[0].name
+        for how in ({"splits": split_of, "sessions": True}, {"sessions": True}, {"speakers": 6}, {})
+    ]
+
+    assert chosen == ["split", "leave-one-session-out", "leave-one-speaker-out", "5-fold"]
+
+
+def test_no_session_is_in_two_folds_and_their_number_is_that_of_sessions() -> None:
+    made, source = protocol("leave-one-session-out", sessions=True)
+
+    assert len(made.folds) == 5
+    for fold in made.folds:
+        tested = {source.labels[row]["session"] for row in fold.test}
+        assert tested == {fold.name}
+        assert tested.isdisjoint(source.labels[row]["session"] for row in [*fold.train, *fold.validation])
+
+
+def test_paper_chooses_the_epoch_on_the_reported_fold_and_says_so() -> None:
+    made, _ = protocol("paper", sessions=True)
+
+    assert "flatters" in made.description
+    for fold in made.folds:
+        assert np.array_equal(fold.validation, fold.test)
+
+
+def test_a_split_without_validation_or_test_part_says_what_stands_in() -> None:
+    no_validation, source = protocol("split", splits=lambda name: "test" if split_of(name) == "test" else "train")
+    no_test, _ = protocol("split", splits=lambda name: "validation" if split_of(name) == "test" else "train")
+
+    assert "chosen on other speakers" in no_validation.description
+    assert {source.speakers[row] for row in no_validation.folds[0].test} == {"s12", "s13", "s14"}
+    assert "flatters" in no_test.description
+
+
+def test_a_split_that_shares_speakers_says_so() -> None:
+    source = corpus()
+    source.splits = ["test" if number % 3 == 0 else "train" for number in range(len(source.ids))]
+    source.speakers = ["one", "two", "three"] * SPEAKERS
+    source.speakers[0] = source.speakers[1]
+
+    made = make_protocol("split", source, np.arange(len(source.ids)), 0.1)
+
+    assert "1 of its 2 test speakers are in the training part too" in made.description
+
+
+def test_without_named_speakers_the_protocol_says_that_voices_may_be_shared() -> None:
+    assert "voices may be shared" in protocol("auto", named=False)[0].description
+
+
+def test_all_trains_on_everything() -> None:
+    (fold,) = protocol("all")[0].folds
+
+    assert len(fold.train) == 3 * SPEAKERS
+    assert not len(fold.validation)
+    assert not len(fold.test)
+
+
+def test_the_checksum_is_that_of_who_is_where() -> None:
+    once, again, other = (protocol("5-fold", **how)[0].checksum for how in ({}, {}, {"speakers": 14}))
+
+    assert once == again != other
+
+
+def test_an_unknown_protocol_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'paper'"):
+        protocol("papper")
+    assert "ge2e" in PROTOCOLS
+
+
+@pytest.mark.parametrize("speakers", [1, 2])
+def test_too_few_speakers_are_one_line_with_the_mend(speakers: int) -> None:
+    with pytest.raises(InputError, match=r"protocol=(5-fold or )?all"):
+        protocol("leave-one-speaker-out", speakers=speakers)
+
+
+def test_trials_are_all_pairs_whatever_the_order_of_the_recordings() -> None:
+    ids, speakers = [f"u{number}" for number in range(6)], list("aabbcc")
+
+    def named(order: list[int]) -> set[tuple[str, str, bool]]:
+        trials = make_trials([ids[i] for i in order], [speakers[i] for i in order])
+        names = [ids[i] for i in order]
+        return {(names[a], names[b], bool(same)) for a, b, same in zip(*trials, strict=True)}
+
+    straight, shuffled = named([0, 1, 2, 3, 4, 5]), named([5, 0, 3, 1, 4, 2])
+
+    assert straight == shuffled
+    assert len(straight) == 15
+    assert sum(same for *_, same in straight) == 3
+
+
+def test_trials_of_many_recordings_are_bounded_and_have_both_kinds() -> None:
+    ids = [f"u{number}" for number in range(5000)]
+    speakers = [f"s{number % 40}" for number in range(5000)]
+
+    trials = make_trials(ids, speakers)
+
+    used = set(trials.first.tolist()) | set(trials.second.tolist())
+    assert len(used) == 40 * 20
+    assert trials.is_target.any()
+    assert not trials.is_target.all()
+
+
+def test_a_written_list_reads_back_the_same_with_or_without_suffixes(tmp_path: Path) -> None:
+    ids = ["a/1", "a/2", "b/1"]
+    trials = make_trials(ids, ["a", "a", "b"])
+
+    checksum = write_trials(tmp_path / "trials.txt", trials, ids)
+    (tmp_path / "wav.txt").write_text("1 a/1.wav a/2.wav\n0 a/1.wav b/1\n0 a/2 b/1.flac\n")
+
+    for name in ("trials.txt", "wav.txt"):
+        for read, written in zip(read_trials(tmp_path / name, ids), trials, strict=True):
+            assert np.array_equal(read, written)
+    assert checksum == write_trials(tmp_path / "again.txt", trials, ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("same a b\n", "line 1: write `1 A B`"),
+        ("1 a b\n1 a\n", "line 2"),
+        ("1 a c\n", "'c' is not in the store"),
+        ("\n", "has no trials"),
+    ],
+)
+def test_a_list_that_is_not_one_is_refused_by_line(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "list").write_text(content)
+
+    with pytest.raises(InputError, match=named):
+        read_trials(tmp_path / "list", ["a", "b"])
