@@ -104,10 +104,10 @@ def test_every_cell_is_dealt_within_one_of_its_share(count: int, seed: int):
 # The sentences
 
 
-def test_every_slot_has_200_items_and_key_words_are_nowhere_else():
+def test_every_other_slot_has_200_items_and_key_words_are_nowhere_else():
     key_words = [word for words in lexicon.KEY_WORDS.values() for word in words]
     others = [*SLOTS.values(), lexicon.MARKERS, lexicon.PLAIN_OPENINGS]
-    assert len(set(key_words)) == len(key_words) >= 200
+    assert len(set(key_words)) == len(key_words) == 50
     for name, items in SLOTS.items():
         assert len(set(items)) == len(items) >= 200, name
     assert not set(key_words) & {word.lower() for items in others for item in items for word in item.split()}

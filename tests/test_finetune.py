@@ -138,7 +138,9 @@ def test_classes_are_named_and_a_verification_model_carries_its_threshold(runs: 
 
     assert emotion.config.id2label == {0: "angry", 1: "happy", 2: "sad"}
     assert verification.config.num_labels == 8  # the training speakers alone
-    assert -1 <= verification.config.decision_threshold <= 1
+    threshold = verification.config.decision_threshold
+    assert threshold is not None
+    assert -1 <= threshold <= 1
 
 
 def test_the_written_trials_are_all_pairs_of_the_test_part_and_can_be_given_back(
@@ -335,7 +337,7 @@ def test_a_model_trained_with_modality_dropout_says_what_it_loses(labelled: Labe
 
 
 def test_accumulation_and_workers_do_not_change_the_losses(labelled: Labelled, tmp_path: Path) -> None:
-    fields = {"batch_frames": 900}
+    fields: dict[str, Any] = {"batch_frames": 900}
     one = run(labelled, tmp_path / "one", **fields)
     other = run(labelled, tmp_path / "other", accumulation=3, workers=2, **fields)
 
@@ -418,7 +420,7 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     assert "add --resume" in refusal(lambda: run(labelled, runs["emotion"]))
     model = runs["emotion"] / "model"
     assert "a model for emotion, not for sentiment" in refusal(lambda: evaluate_task("sentiment", split, model))
-    assert "a model for pretraining" in refusal(lambda: evaluate_task("emotion", split, pretrained))
+    assert "fine-tune it first" in refusal(lambda: evaluate_task("emotion", split, pretrained))
     assert "--inputs words" in refusal(lambda: evaluate_task("emotion", split, model, inputs="words"))
     trials = tmp_path / "trials.txt"
     assert "only verification" in refusal(lambda: evaluate_task("emotion", split, model, trials=trials))

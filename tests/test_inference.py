@@ -303,7 +303,7 @@ def test_a_model_hears_or_reads_only_what_it_was_trained_on(models: Path, sound:
     with pytest.raises(InputError, match=r"0\.wav: the model reads text alone"):
         words(sound / "0.wav")
     loaded = load_task_model(models / "emotion")
-    deaf = TaskModel(loaded.task, loaded.model, loaded.processor, "audio", 0.0)
+    deaf = TaskModel(loaded.task, loaded.model, loaded.processor, "audio", {})
     with_text = pipeline("emotion", deaf)(sound / "0.wav", "hello")
     assert with_text.inputs == "audio alone"
     assert any("not read" in note for note in with_text.notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,7 +25,10 @@ Model = CtalForSequenceClassification | CtalForXVector
 
 
 def task_model(
-    kind: type[Model] = CtalForSequenceClassification, labels: int = 3, problem_type: str | None = None, **fields: Any
+    kind: type[Model] = CtalForSequenceClassification,
+    labels: int = 3,
+    problem_type: Literal["regression"] | None = None,
+    **fields: Any,
 ) -> Model:
     config = nano(initializer_range=0.2, head_dropout_prob=0.0, **fields)
     config.num_labels, config.problem_type = labels, problem_type

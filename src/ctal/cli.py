@@ -189,20 +189,22 @@ def finetune(
     """
     from ctal.configuration_ctal import HEAD_FIELDS
     from ctal.finetune import finetune as run
-    from ctal.recipes import FinetuneConfig, finetuning_recipe, make_config, parse_settings
+    from ctal.finetune import size_of
+    from ctal.recipes import FINETUNING, FinetuneConfig, make_config, parse_settings
+    from ctal.report import write_task_report
 
     fields = parse_settings(settings or [], [*FinetuneConfig.model_fields, *HEAD_FIELDS])
     head = {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
-    config = make_config(
-        FinetuneConfig, finetuning_recipe(task, start_from), fields, {} if epochs is None else {"epochs": epochs}
-    )
+    recipe = FINETUNING[size_of(start_from)]
+    config = make_config(FinetuneConfig, recipe, fields, {} if epochs is None else {"epochs": epochs})
     with _training() as progress:
         evaluation = run(
             task, stores, out, config, start_from=start_from, head=head, steps=steps, resume=resume, progress=progress
         )
     if evaluation:
         _show_metrics(evaluation)
-        print(f"{out / 'model'}: the model; {out / 'evaluation.json'}: what it was measured by")
+        write_task_report(out, stores, out / "report.html", title=f"CTAL for {task}: {out.resolve().name}")
+        print(f"{out / 'model'}: the model; {out / 'report.html'}: what it does on the test part")
 
 
 @app.command()
@@ -426,7 +428,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo"),
     steps: Annotated[int | None, typer.Option(min=1, help="Updates; fewer for a quick look.")] = None,
 ) -> None:
-    """Make a synthetic corpus, pre-train a small model on it, and write OUT/report.html.
+    """Make a synthetic corpus, pre-train a small model on it, fine-tune it for three tasks, write OUT/report.html.
 
     Interrupted, run it again: it goes on where it stopped.
 

@@ -189,6 +189,14 @@ class CtalConfig(_CheckedConfig):
     def hidden_size(self) -> int:
         return self.text.hidden_size
 
+    @property
+    def size(self) -> str:
+        """The name in `SIZES` of the nearest size that is not smaller; the largest for a larger one."""
+        names = sorted(SIZES, key=lambda name: (SIZES[name]["hidden_size"], SIZES[name]["num_hidden_layers"]))
+        own = (self.hidden_size, self.text.num_hidden_layers)
+        enough = (name for name in names if (SIZES[name]["hidden_size"], SIZES[name]["num_hidden_layers"]) >= own)
+        return next(enough, names[-1])
+
     @classmethod
     def of_size(cls, size: str, **overrides: Any) -> CtalConfig:
         """The configuration called `size` (see `SIZES`), with fields replaced.

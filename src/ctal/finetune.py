@@ -32,6 +32,7 @@ from ctal.batching import Corpus, Modality, TaskDataset, load
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
+from ctal.inference import load_task_model
 from ctal.metrics import ge2e_eer
 from ctal.objective import CorpusObjective, environment, evaluation_microbatches, frame_counts, open_corpus
 from ctal.pretrain import load_processor
@@ -129,7 +130,7 @@ def evaluate_task(
         raise InputError(f"--inputs {inputs}: use {', '.join(get_args(Modality))}")
     if trials is not None and not task.compares:
         raise InputError(f"--trials: {task.name} has no trials, only verification")
-    model, processor, saved = load_task_model(task, model_folder)
+    model, processor, saved = load_model_for(task, model_folder)
     corpus = open_corpus(stores)
     config = make_config(FinetuneConfig, saved.get("config", {}))
     targets = read_targets(task, corpus, None if task.compares else class_names(model))
@@ -162,18 +163,18 @@ def evaluate_task(
     }
 
 
-def load_task_model(task: Task, folder: Path) -> tuple[TaskModel, CtalProcessor, dict[str, Any]]:
+def load_model_for(task: Task, folder: Path) -> tuple[TaskModel, CtalProcessor, dict[str, Any]]:
     """A fine-tuned model, its processor and its `run.json`; raises `InputError` where `folder` holds another thing."""
-    processor = load_processor(folder)
-    config = CtalConfig.from_pretrained(folder)
-    run = folder / "run.json"
-    saved = json.loads(run.read_text()) if run.is_file() else {}
-    if config.architectures != [task.model.__name__] or saved.get("task", task.name) != task.name:
-        what = saved.get("task") or ", ".join(config.architectures or ["nothing known"])
-        raise InputError(
-            f"{folder}: a model for {what}, not for {task.name}; make one with `ctal finetune {task.name}`"
-        )
-    return task.model.from_pretrained(folder).eval(), processor, saved
+    loaded = load_task_model(folder)
+    if loaded.task != task.name:
+        raise InputError(f"{folder}: a model for {loaded.task}, not for {task.name}; use `ctal finetune {task.name}`")
+    return loaded.model, loaded.processor, dict(loaded.run)
+
+
+def size_of(folder: Path) -> str:
+    """The name in `ctal.configuration_ctal.SIZES` that the model in `folder` is nearest to."""
+    load_processor(folder)  # says what is wrong with a folder that is not a model's
+    return CtalConfig.from_pretrained(folder).size
 
 
 def class_names(model: TaskModel) -> tuple[str, ...]:
@@ -445,7 +446,7 @@ def _make_objective(
 
 def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path) -> Evaluation:
     """The test part of a fold, by the best model of its run."""
-    model, processor, saved = load_task_model(task, run / "model")
+    model, processor, saved = load_model_for(task, run / "model")
     config = make_config(FinetuneConfig, saved["config"])
     evaluation: Evaluation = {
         "task": task.name,

@@ -154,8 +154,8 @@ class TaskModel:
     processor: CtalProcessor
     reads: Literal["both", "audio", "text"]
     """What it was trained on; with `text` a recording is not listened to, with `audio` its transcript is not read."""
-    modality_dropout: float | None
-    """Share of training utterances that lost a modality; None where that is not known."""
+    run: Mapping[str, Any]
+    """`run.json`: how it was trained; empty where that is not known."""
 
     @property
     def max_frames(self) -> int:
@@ -202,7 +202,7 @@ def load_task_model(folder: str | Path) -> TaskModel:
     run = _read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     settings = run.get("config", {})
     reads = "text" if model.config.fusion == "text" else settings.get("inputs", "both")
-    return TaskModel(_task_of(model), model.eval(), processor, reads, settings.get("modality_dropout"))
+    return TaskModel(_task_of(model), model.eval(), processor, reads, run)
 
 
 def _task_of(model: CtalForSequenceClassification | CtalForXVector) -> Task:
@@ -505,7 +505,7 @@ class Pipeline(Generic[ResultT]):
             notes.append(f"text of more than {limit} tokens in {cut} of {len(spans)} windows: the rest is not read")
         if text is None and self._reads == "text":
             raise InputError(f"{name or recording.name}: the model reads text alone; give a transcript")
-        if text is None and self._reads == "both" and self._loaded.modality_dropout == 0:
+        if text is None and self._reads == "both" and self._loaded.run.get("config", {}).get("modality_dropout") == 0:
             notes.append(
                 "no transcript, and no modality dropout in training: less reliable if the training data had transcripts"
             )

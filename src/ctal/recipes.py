@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -106,13 +105,14 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"frame_stack": 2}, "mini": {"frame_stack": 4}}
 """Size → architecture fields in which its recipe differs from the paper."""
 
-FINETUNING: dict[str, dict[str, Any]] = {}
-"""Task → fields in which its recipe for small models differs from the defaults."""
-
-
-def finetuning_recipe(task: str, model: Path) -> dict[str, Any]:
-    """Fields for a task, by the size of the model in a folder."""
-    return {}
+FINETUNING: dict[str, dict[str, Any]] = {
+    "nano": {"learning_rate": 1e-3, "epochs": 6, "batch_frames": 3_000},
+    "mini": {"learning_rate": 4e-4, "epochs": 4, "batch_frames": 3_000, "weight_decay": 0.1},
+    "tiny": {},
+    "base": {},
+    "large": {},
+}
+"""Size → fields in which the recipe of fine-tuning differs from the defaults."""
 
 
 HARMLESS = frozenset({"workers", "cache_megabytes", "log_every", "keep_checkpoints"})

@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -31,9 +30,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from io import BytesIO
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -43,6 +41,7 @@ import soundfile
 from ctal.audio import decode_audio, num_frames, resampled_length
 from ctal.corpora import Utterance
 from ctal.errors import InputError
+from ctal.processes import follow_parent, usable_cores
 
 FORMAT = "ctal-store"
 VERSION = 1
@@ -160,7 +159,7 @@ def prepare_store(
             _discard_strays(folder, keep={shard.name for shard in shards})
             kept = total - sum(len(shard.utterances) for shard in missing)
             report(kept, total)
-            _write_shards(missing, folder, workers or _usable_cores(), lambda done: report(kept + done, total))
+            _write_shards(missing, folder, workers or usable_cores(), lambda done: report(kept + done, total))
             quarantined = [entry for shard in shards for entry in _quarantine_of(folder / shard.name)] + duplicates
             _check_usable(total - len(quarantined), quarantined, strict)
             counts = _write_index(store, shards)
@@ -253,7 +252,7 @@ def _write_shards(shards: list[_Shard], folder: Path, workers: int, report: Call
             report(done)
         return
     # Spawned, not forked: the caller may have threads (a progress bar), and a fork copies their locks held.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), follow_parent)
     try:
         futures = {pool.submit(_write_shard, shard, folder / shard.name): shard for shard in shards}
         for future in as_completed(futures):
@@ -267,19 +266,6 @@ def _write_shards(shards: list[_Shard], folder: Path, workers: int, report: Call
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed: nothing else would tell a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=end_with_parent, daemon=True).start()
 
 
 def _write_shard(shard: _Shard, path: Path) -> None:
@@ -573,12 +559,6 @@ def _sync_folders(*folders: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # Reading ----------------------------------------------------------------------------------------------------------

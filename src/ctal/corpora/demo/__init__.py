@@ -33,11 +33,11 @@ from ctal.corpora.demo.synthesis import (
     Speaker,
     draw_speaker,
     espeak_version,
-    follow_parent,
     make_file,
     require_espeak,
 )
 from ctal.errors import InputError
+from ctal.processes import follow_parent
 
 _AUDIO = "audio"
 _UTTERANCES = "utterances.jsonl"

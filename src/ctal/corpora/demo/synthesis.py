@@ -7,12 +7,9 @@ extra.
 
 import ctypes
 import io
-import multiprocessing
 import os
 import re
-import signal
 import tempfile
-import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,19 +89,6 @@ def require_espeak() -> None:
         import espeakng_loader  # noqa: F401
     except ImportError as error:
         raise InputError("the demo corpus needs espeak-ng: pip install 'ctal[demo]'") from error
-
-
-def follow_parent() -> None:
-    """Start of a worker process: the parent alone answers Ctrl-C, and the worker does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "follow_parent is for worker processes"
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def espeak_version() -> str:

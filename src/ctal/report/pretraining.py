@@ -1,48 +1,56 @@
-"""Results as one HTML file that needs nothing else: no network, no script, pictures and sound inside.
-
-Text from data (transcripts, names, tokens) cannot become markup, since `_element` escapes whatever is not `Html`.
-Pictures of features and attention are stored pixel by pixel; their labels are HTML, so that they stay legible on a
-phone. Colours come from perceptually uniform maps and the palette of Okabe and Ito, which colour-blind readers can tell
-apart; no meaning hangs on colour alone.
-"""
+"""What pre-training left: its curves, what it is better than, and held-out utterances that it fills in."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-import struct
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
-from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from ctal.audio import SAMPLING_RATE, load_audio
-from ctal.batching import Corpus, collate
+from ctal.batching import EVALUATION, collate
 from ctal.diagnostics import Comparison, Interval
 from ctal.errors import InputError
 from ctal.features import NUM_MEL, mel_filters
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import CtalForPreTraining
-from ctal.pretrain import VALIDATION, PretrainingObjective
+from ctal.objective import open_corpus
+from ctal.pretrain import PretrainingObjective
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig
-from ctal.store import Store
+from ctal.report.html import (
+    Html,
+    Plot,
+    colour_bar,
+    element,
+    four_decimals,
+    join,
+    minus,
+    picture,
+    player,
+    read_json,
+    read_text,
+    round_ticks,
+    source,
+    step_label,
+    synthetic_warning,
+    tiles,
+    unfolding,
+    write_page,
+)
 from ctal.text import SPECIAL_TOKENS
+
+MEND = "ctal pretrain … --resume"
+"""Writes anew what a run lacks."""
 
 LISTENING = "masked frames: another transcript"
 """How the name of the comparison starts that says whether the audio listens to the text."""
@@ -80,8 +88,18 @@ SMALLEST_REACH = 5e-4
 """The axis of gains reaches at least so far to both sides."""
 
 
-class Html(str):
-    """Markup, as opposed to text that must be escaped."""
+@dataclass(frozen=True)
+class PretrainingContent:
+    """What a page says of a pre-training run."""
+
+    corpora: Sequence[str]
+    introduction: Html
+    """One paragraph."""
+    sections: Html
+
+    @property
+    def is_synthetic(self) -> bool:
+        return "demo" in self.corpora
 
 
 @dataclass(frozen=True)
@@ -130,9 +148,16 @@ def write_pretraining_report(run: Path, stores: Sequence[Path], out: Path, *, ti
         InputError: A file of the run is missing or damaged, `stores` are not those of the run, or `out` cannot be
             written.
     """
+    content = pretraining_content(run, stores)
+    warning = synthetic_warning() if content.is_synthetic else Html()
+    write_page(out, title, join(element("h1", title), content.introduction, warning, content.sections))
+
+
+def pretraining_content(run: Path, stores: Sequence[Path]) -> PretrainingContent:
+    """Reads a run and shows held-out utterances to its model; raises as `write_pretraining_report`."""
     metrics = _read_metrics(run / "metrics.jsonl")
-    evaluation = _read_json(run / "evaluation.json")
-    provenance = _read_json(run / "model" / "run.json")
+    evaluation = read_json(run / "evaluation.json", MEND)
+    provenance = read_json(run / "model" / "run.json", MEND)
     try:
         comparisons, measured_step = [_comparison(entry) for entry in evaluation["comparisons"]], evaluation["step"]
     except (KeyError, TypeError):
@@ -143,7 +168,7 @@ def write_pretraining_report(run: Path, stores: Sequence[Path], out: Path, *, ti
         raise InputError(f"{run / 'model' / 'run.json'}: no settings of a pre-training run; give such a run") from None
 
     disable_progress_bar()
-    corpus = Corpus([Store(path) for path in stores])
+    corpus = open_corpus(stores)
     if corpus.content_hash != provenance["data_hash"]:
         raise InputError(
             f"{', '.join(map(str, stores))}: not the data of {run}; give its own stores, in the same order"
@@ -153,19 +178,14 @@ def write_pretraining_report(run: Path, stores: Sequence[Path], out: Path, *, ti
     objective = PretrainingObjective(model, processor, corpus, config)
     examples = [_example(objective, row) for row in _choose_examples(objective)]
 
-    body = _join(
-        _header(title, model, provenance, metrics, _training_minutes(run / "tensorboard")),
+    sections = join(
+        _facts(model, provenance, metrics, _training_minutes(run / "tensorboard")),
         _curves_section(metrics, provenance["step"]),
         _comparisons_section(comparisons, measured_step),
         _listening_section(comparisons),
         _examples_section(examples, processor.tokenizer, objective.frames_per_second),
     )
-    page = Template((files("ctal") / "templates" / "report.html").read_text(encoding="utf-8"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page.substitute(title=escape(title), body=body), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another file") from None
+    return PretrainingContent(provenance["corpus"], INTRODUCTION, sections)
 
 
 # What a run left
@@ -174,10 +194,10 @@ def write_pretraining_report(run: Path, stores: Sequence[Path], out: Path, *, ti
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of the log, of which one at least is a validation."""
     rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, MEND).splitlines(), start=1):
         row = _log_entry(line)
         if row is None:
-            raise InputError(f"{path}: line {number} is damaged; `ctal pretrain … --resume` mends it")
+            raise InputError(f"{path}: line {number} is damaged; `{MEND}` mends it")
         rows.append(row)
     if not any(row["kind"] == "validation" for row in rows):
         raise InputError(f"{path}: no validation in it; give the folder of a run that has come to its first one")
@@ -192,23 +212,6 @@ def _log_entry(line: str) -> dict[str, Any] | None:
         return row if row["kind"] in ("train", "validation") and all(map(math.isfinite, numbers)) else None
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise InputError(f"{path}: not JSON; let `ctal pretrain … --resume` write it anew") from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; give the folder of a run that has ended (`ctal pretrain … --resume` ends it)"
-        ) from None
 
 
 def _comparison(entry: Mapping[str, Any]) -> Comparison:
@@ -239,7 +242,7 @@ def _choose_examples(objective: PretrainingObjective) -> list[int]:
     target = min(EXAMPLE_SECONDS * objective.frames_per_second, float(np.median(corpus.frames[rows])))
     chosen = []
     for row in rows[np.argsort(np.abs(corpus.frames[rows] - target), kind="stable")].tolist():
-        labels = objective.dataset.utterance(row, VALIDATION)["labels"]
+        labels = objective.dataset.utterance(row, EVALUATION)["labels"]
         if bool((labels != IGNORED).any()):
             chosen.append(row)
             if len(chosen) == EXAMPLES:
@@ -250,7 +253,7 @@ def _choose_examples(objective: PretrainingObjective) -> list[int]:
 @torch.no_grad()
 def _example(objective: PretrainingObjective, row: int) -> _Example:
     stored = objective.corpus.read(row)
-    utterance = objective.dataset.utterance(row, VALIDATION)
+    utterance = objective.dataset.utterance(row, EVALUATION)
     output = objective.model(**collate([utterance]), output_hidden_states=True, output_attentions=True)
     truth, is_masked = utterance["feature_labels"], utterance["mask_time_indices"]
     reconstruction = torch.where(is_masked[:, None], output.reconstruction[0], truth)
@@ -308,16 +311,21 @@ def _token_text(token_id: int, tokenizer: PreTrainedTokenizerBase, *, inside_wor
 # Sections
 
 
-def _header(
-    title: str,
+INTRODUCTION = element(
+    "p",
+    "A CTAL model reads a recording of speech together with its transcript. To learn how, it had to guess "
+    "words and stretches of sound that were masked, that is, hidden from it. This page shows how well it "
+    "guesses on recordings that it was not trained on.",
+)
+
+
+def _facts(
     model: CtalForPreTraining,
     provenance: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     minutes: float | None,
 ) -> Html:
-    config, corpora = model.config, list(dict.fromkeys(provenance["corpus"]))
-    is_synthetic = "demo" in corpora
-    source = f"of {', '.join(corpora)}" + (" (synthetic)" if is_synthetic else "")
+    config = model.config
     speeds = [row["audio_seconds_per_second"] for row in metrics if row["kind"] == "train"]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = f"{config.text.num_hidden_layers} text + {config.audio.num_hidden_layers} audio layers"
@@ -327,7 +335,7 @@ def _header(
         (
             "Training data",
             f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min",
-            source,
+            source(provenance["corpus"]),
         ),
         ("Training", f"{last_step:,} steps", f"of {provenance['config']['steps']:,} planned"),
         ("Shown here", f"step {provenance['step']:,}", "the best one on held-out data"),
@@ -345,65 +353,29 @@ def _header(
         "audio self-attention": "causal" if config.audio_is_causal else "bidirectional",
         **provenance["config"],
     }
-    synthetic = _element(
-        "p",
-        _element("strong", "SYNTHETIC SPEECH. "),
-        "The corpus ",
-        _element("code", "demo"),
-        " is spoken by a speech synthesizer. It shows that the software works, and says nothing about how well this "
-        "model would do on real recordings.",
-        class_="synthetic",
-    )
-    return _join(
-        _element("h1", title),
-        _element(
-            "p",
-            "A CTAL model reads a recording of speech together with its transcript. To learn how, it had to guess "
-            "words and stretches of sound that were masked, that is, hidden from it. This page shows how well it "
-            "guesses on recordings that it was not trained on.",
-        ),
-        synthetic if is_synthetic else Html(),
-        _element(
-            "dl",
-            *(
-                _element("div", _element("dt", name), _element("dd", value, _element("small", more)))
-                for name, value, more in facts
-            ),
-            class_="facts",
-        ),
-        _element(
-            "details",
-            _element("summary", "Where it comes from: data, versions, commit, all settings"),
-            _definitions(settings),
-        ),
-    )
-
-
-def _definitions(entries: Mapping[str, Any]) -> Html:
-    pairs = (_join(_element("dt", name), _element("dd", str(value))) for name, value in entries.items())
-    return _element("dl", *pairs, class_="settings")
+    return join(tiles(facts), unfolding("Where it comes from: data, versions, commit, all settings", settings))
 
 
 def _curves_section(metrics: Sequence[Mapping[str, Any]], best_step: int) -> Html:
     train = [row for row in metrics if row["kind"] == "train"]
     validation = [row for row in metrics if row["kind"] == "validation"]
     neighbours = _bin_size(len(train))
-    key = _element(
+    key = element(
         "p",
-        _element("span", _element("b", "━ ", class_="training"), "training"),
-        _element("span", _element("b", "╍● ", class_="held-out"), "held-out"),
-        _element("span", _element("b", "○ ", class_="held-out"), f"the model shown here, step {best_step:,}"),
+        element("span", element("b", "━ ", class_="training"), "training"),
+        element("span", element("b", "╍● ", class_="held-out"), "held-out"),
+        element("span", element("b", "○ ", class_="held-out"), f"the model shown here, step {best_step:,}"),
         class_="key",
     )
     training_line = "Training points are single batches as they came, with dropout"
     if neighbours > 1:
         training_line = f"The training line is the mean of {neighbours} neighbouring log entries, its shade their range"
-    return _join(
-        _element("h2", "How it learned"),
-        _element("p", "Lower is better, in both."),
+    return join(
+        element("h2", "How it learned"),
+        element("p", "Lower is better, in both."),
         key,
-        _element("div", *(_curve(loss, train, validation, best_step) for loss in LOSSES), class_="curves"),
-        _element(
+        element("div", *(_curve(loss, train, validation, best_step) for loss in LOSSES), class_="curves"),
+        element(
             "p",
             f"{training_line}; batches without a masked word count for the sound alone. "
             "Held-out values are over the same masks every time, without dropout.",
@@ -423,9 +395,9 @@ def _curve(
     # A loss of exactly 0 is what the loop records where nothing was masked, and no measurement.
     train = [row for row in train if row[loss.key] != 0]
     validation = [row for row in validation if row[loss.key] != 0]
-    heading = _join(_element("strong", loss.name), _element("br"), _element("span", loss.unit, class_="note"))
+    heading = join(element("strong", loss.name), element("br"), element("span", loss.unit, class_="note"))
     if not validation:
-        return _element("figure", _element("figcaption", heading), _element("p", "Nothing was masked: no transcripts."))
+        return element("figure", element("figcaption", heading), element("p", "Nothing was masked: no transcripts."))
     bins = np.array_split(np.arange(len(train)), math.ceil(len(train) / _bin_size(len(train)))) if train else []
     steps = [float(np.mean([train[i]["step"] for i in part])) for part in bins]
     values = [[train[i][loss.key] for i in part] for part in bins]
@@ -434,75 +406,26 @@ def _curve(
     everything = [value for part in values for value in part] + [value for _, value in held_out]
     low, high = min(everything), max(everything)
     from_zero = low < high / 2
-    y_ticks = _ticks(0.0 if from_zero else low, high, 5)
-    plot = _Plot(_ticks(0, max(1, validation[-1]["step"], *steps), 4), y_ticks)
+    y_ticks = round_ticks(0.0 if from_zero else low, high, 5)
+    plot = Plot(round_ticks(0, max(1, validation[-1]["step"], *steps), 4), y_ticks, "step", step_label)
     marks = [
-        _element("path", d=plot.area(steps, list(map(min, values)), list(map(max, values))), class_="range"),
-        _element("path", d=plot.line(zip(steps, map(np.mean, values), strict=True)), class_="training"),
-        _element("path", d=plot.line(held_out), class_="held-out"),
+        element("path", d=plot.area(steps, list(map(min, values)), list(map(max, values))), class_="range"),
+        element("path", d=plot.line(zip(steps, map(np.mean, values), strict=True)), class_="training"),
+        element("path", d=plot.line(held_out), class_="held-out"),
     ]
     for step, value in held_out:
         is_best = step == best_step
         place = {"cx": plot.x(step), "cy": plot.y(value), "r": 4.5 if is_best else 2.5}
-        marks.append(_element("circle", **place, class_="held-out best" if is_best else "held-out"))
+        marks.append(element("circle", **place, class_="held-out best" if is_best else "held-out"))
     first, last = held_out[0], held_out[-1]
     description = (
         f"{loss.name}, {loss.unit}: on held-out data from {first[1]:.3f} at step {first[0]} "
         f"to {last[1]:.3f} at step {last[0]}."
     )
     axis = "" if from_zero else "The vertical axis does not start at 0."
-    return _element(
-        "figure", _element("figcaption", heading), plot.svg(marks, description), _element("p", axis, class_="note")
+    return element(
+        "figure", element("figcaption", heading), plot.svg(marks, description), element("p", axis, class_="note")
     )
-
-
-def _ticks(low: float, high: float, intervals: int) -> Sequence[float]:
-    """Round numbers that enclose `low` … `high`, in about so many intervals."""
-    margin = 0.0 if high > low else abs(high) / 10 or 1.0
-    return MaxNLocator(intervals).tick_values(low - margin, high + margin)
-
-
-@dataclass(frozen=True)
-class _Plot:
-    """Axes of a chart, drawn at the width of a phone so that its labels need no shrinking there."""
-
-    x_ticks: Sequence[float]
-    y_ticks: Sequence[float]
-
-    WIDTH, HEIGHT = 360, 220
-    LEFT, RIGHT, TOP, BOTTOM = 40, 12, 8, 34
-
-    def x(self, value: float) -> float:
-        share = (value - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
-        return round(float(self.LEFT + share * (self.WIDTH - self.LEFT - self.RIGHT)), 1)
-
-    def y(self, value: float) -> float:
-        share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        return round(float(self.HEIGHT - self.BOTTOM - share * (self.HEIGHT - self.TOP - self.BOTTOM)), 1)
-
-    def line(self, points: Iterable[tuple[float, float]]) -> str:
-        coordinates = [f"{self.x(x)},{self.y(y)}" for x, y in points]
-        return f"M{'L'.join(coordinates)}" if coordinates else ""
-
-    def area(self, xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> str:
-        return self.line([*zip(xs, highs, strict=True), *zip(reversed(xs), reversed(lows), strict=True)])
-
-    def svg(self, marks: Iterable[Html], description: str) -> Html:
-        parts: list[Html] = []
-        for tick in self.y_ticks:
-            y = self.y(tick)
-            parts += [
-                _element("line", x1=self.LEFT, x2=self.WIDTH - self.RIGHT, y1=y, y2=y, class_="grid"),
-                _element("text", f"{tick:.4g}", x=self.LEFT - 6, y=y + 4, text_anchor="end"),
-            ]
-        base = self.HEIGHT - self.BOTTOM
-        for tick in self.x_ticks:
-            label = f"{tick:,.0f}" if tick < 1e5 else f"{tick / 1e3:,.0f}k"
-            parts.append(_element("text", label, x=self.x(tick), y=base + 15, text_anchor="middle"))
-        middle = (self.LEFT + self.WIDTH - self.RIGHT) / 2
-        parts.append(_element("text", "step", x=middle, y=self.HEIGHT - 4, text_anchor="middle"))
-        box = f"0 0 {self.WIDTH} {self.HEIGHT}"
-        return _element("svg", *parts, *marks, viewBox=box, role="img", aria_label=description)
 
 
 def _final_figures(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], best_step: int) -> Html:
@@ -515,20 +438,20 @@ def _final_figures(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapp
     ending = train[-_bin_size(len(train)) :]
     measured = [[row[loss.key] for row in ending if row[loss.key] != 0] for loss in LOSSES]
     figures.append(("training, at the end", [float(np.mean(each)) if each else math.nan for each in measured]))
-    header = _element("tr", _element("th", "Loss"), *(_element("th", loss.name, scope="col") for loss in LOSSES))
+    header = element("tr", element("th", "Loss"), *(element("th", loss.name, scope="col") for loss in LOSSES))
     rows = (
-        _element("tr", _element("th", name, scope="row"), *(_element("td", _number(value)) for value in values))
+        element("tr", element("th", name, scope="row"), *(element("td", four_decimals(value)) for value in values))
         for name, values in figures
     )
-    return _element("table", _element("thead", header), _element("tbody", *rows))
+    return element("table", element("thead", header), element("tbody", *rows))
 
 
 def _comparisons_section(comparisons: Sequence[Comparison], step: int) -> Html:
     shown = [each for each in comparisons if not each.name.startswith(LISTENING)]
     units = dict.fromkeys(each.unit for each in shown)
-    return _join(
-        _element("h2", "Better than what needs no learning?"),
-        _element(
+    return join(
+        element("h2", "Better than what needs no learning?"),
+        element(
             "p",
             f"The model of step {step:,} and a simple reference guess the same masked words and frames of the held-out "
             "utterances. The gain is the reference's error minus the model's, utterance by utterance: right of 0 the "
@@ -539,14 +462,14 @@ def _comparisons_section(comparisons: Sequence[Comparison], step: int) -> Html:
 
 
 def _listening_section(comparisons: Sequence[Comparison]) -> Html:
-    heading = _element("h2", "Does the audio listen to the text?")
+    heading = element("h2", "Does the audio listen to the text?")
     listening = [each for each in comparisons if each.name.startswith(LISTENING)]
     if not listening:
         why = "Not measured: no two held-out utterances have transcripts of the same length."
-        return _join(heading, _element("p", why))
-    return _join(
+        return join(heading, element("p", why))
+    return join(
         heading,
-        _element(
+        element(
             "p",
             "The same masked frames are guessed twice: once with the utterance's own transcript, once with the "
             "transcript of another utterance of the same length. A gain above 0 says that the model uses the words to "
@@ -561,30 +484,30 @@ def _comparison_table(comparisons: Sequence[Comparison], unit: str) -> Html:
     finite = [0.0, *filter(math.isfinite, ends)]
     # Gains that round to 0 must not fill the axis.
     smallest = SMALLEST_REACH if max(map(abs, finite)) < SMALLEST_REACH else 0.0
-    scale = _Scale(_ticks(min(*finite, -smallest), max(*finite, smallest), 3))
+    scale = _Scale(round_ticks(min(*finite, -smallest), max(*finite, smallest), 3))
     names = ("What is masked, and the reference", "Model", "Reference", "Gain")
-    header = _element("tr", *(_element("th", name, scope="col") for name in names), _element("th", class_="plot"))
+    header = element("tr", *(element("th", name, scope="col") for name in names), element("th", class_="plot"))
     rows = []
     for each in comparisons:
         verdict, sentence = _verdict(each)
         rows.append(
-            _element(
+            element(
                 "tr",
-                _element("th", each.name, _element("small", sentence, class_=verdict), scope="row"),
-                _element("td", _number(each.model.mean), data_label="Model"),
-                _element("td", _number(each.reference.mean), data_label="Reference"),
-                _element("td", *_interval(each.gain), data_label="Gain"),
-                _element("td", scale.bar(each, sentence), class_=f"plot {verdict}"),
+                element("th", each.name, element("small", sentence, class_=verdict), scope="row"),
+                element("td", four_decimals(each.model.mean), data_label="Model"),
+                element("td", four_decimals(each.reference.mean), data_label="Reference"),
+                element("td", *_interval(each.gain), data_label="Gain"),
+                element("td", scale.bar(each, sentence), class_=f"plot {verdict}"),
             )
         )
-    footer = _element("tr", _element("td", colspan=4), _element("td", scale.axis(), class_="plot"))
-    return _element(
+    footer = element("tr", element("td", colspan=4), element("td", scale.axis(), class_="plot"))
+    return element(
         "table",
-        _element("caption", {"L1": "Error: L1, a dimension", "nats": "Error: nats a masked token"}.get(unit, unit)),
-        _element("colgroup", *(_element("col", class_=kind) for kind in ("", "number", "number", "gain", "plot"))),
-        _element("thead", header),
-        _element("tbody", *rows),
-        _element("tfoot", footer),
+        element("caption", {"L1": "Error: L1, a dimension", "nats": "Error: nats a masked token"}.get(unit, unit)),
+        element("colgroup", *(element("col", class_=kind) for kind in ("", "number", "number", "gain", "plot"))),
+        element("thead", header),
+        element("tbody", *rows),
+        element("tfoot", footer),
         class_="comparisons",
     )
 
@@ -616,53 +539,42 @@ class _Scale:
 
     def bar(self, comparison: Comparison, description: str) -> Html:
         gain, zero = comparison.gain, self.x(0)
-        marks = [_element("line", x1=zero, x2=zero, y1=0, y2=28, class_="zero")]
+        marks = [element("line", x1=zero, x2=zero, y1=0, y2=28, class_="zero")]
         if math.isfinite(gain.low):
             left, width = self.x(gain.low), round(self.x(gain.high) - self.x(gain.low), 1)
-            marks.append(_element("rect", x=left, width=width, y=9, height=10, class_="interval"))
+            marks.append(element("rect", x=left, width=width, y=9, height=10, class_="interval"))
         if math.isfinite(gain.mean):
             middle = self.x(gain.mean)
-            marks.append(_element("line", x1=middle, x2=middle, y1=6, y2=22, class_="mean"))
-        return _element("svg", *marks, viewBox=f"0 0 {self.WIDTH} 28", role="img", aria_label=description)
+            marks.append(element("line", x1=middle, x2=middle, y1=6, y2=22, class_="mean"))
+        return element("svg", *marks, viewBox=f"0 0 {self.WIDTH} 28", role="img", aria_label=description)
 
     def axis(self) -> Html:
         line = {"x1": self.x(self.ticks[0]), "x2": self.x(self.ticks[-1])}
-        parts = [_element("line", **line, y1=1, y2=1, class_="grid")]
+        parts = [element("line", **line, y1=1, y2=1, class_="grid")]
         for tick in self.ticks:
             x = self.x(tick)
-            parts.append(_element("line", x1=x, x2=x, y1=1, y2=5, class_="grid"))
+            parts.append(element("line", x1=x, x2=x, y1=1, y2=5, class_="grid"))
         ends = [tick for tick in (self.ticks[0], self.ticks[-1]) if abs(self.x(tick) - self.x(0)) > self.LABEL_WIDTH]
         labels = (
-            _element("text", _minus(f"{tick:.3g}"), x=self.x(tick), y=16, text_anchor="middle") for tick in (0.0, *ends)
+            element("text", minus(f"{tick:.3g}"), x=self.x(tick), y=16, text_anchor="middle") for tick in (0.0, *ends)
         )
-        return _element("svg", *parts, *labels, viewBox=f"0 0 {self.WIDTH} 20", aria_hidden="true")
+        return element("svg", *parts, *labels, viewBox=f"0 0 {self.WIDTH} 20", aria_hidden="true")
 
 
 def _interval(interval: Interval) -> tuple[str, Html]:
-    ends = f"{_number(interval.low, '+')} … {_number(interval.high, '+')}"
-    return _number(interval.mean, "+"), _element("small", ends)
-
-
-def _number(value: float, sign: str = "-") -> str:
-    """Four decimals, no sign at a zero; a dash for what was not measured."""
-    if not math.isfinite(value):
-        return "–"
-    return _minus(f"{value:{sign}.4f}") if abs(value) >= 5e-5 else "0.0000"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+    ends = f"{four_decimals(interval.low, '+')} … {four_decimals(interval.high, '+')}"
+    return four_decimals(interval.mean, "+"), element("small", ends)
 
 
 def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokenizerBase, frame_rate: float) -> Html:
-    heading = _element("h2", "Held-out utterances")
+    heading = element("h2", "Held-out utterances")
     if not examples:
         why = "None to show: no held-out utterance has a transcript, a masked token and a length that the model takes."
-        return _join(heading, _element("p", why))
+        return join(heading, element("p", why))
     strongest = max(_word_attention(each, _words(each.ids, tokenizer)).max().item() for each in examples)
-    return _join(
+    return join(
         heading,
-        _element(
+        element(
             "p",
             f"{len(examples)} utterances, chosen by length before anything was predicted, of speakers or recordings "
             "that were not in the training data. Pictures show sound over time, low to high frequency from bottom to "
@@ -670,17 +582,17 @@ def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokeniz
             "orange bar mark the masked stretches; of their frames 80% are blanked, 10% swapped for another frame and "
             "10% kept.",
         ),
-        _colour_bar("viridis", f"≤ −{FEATURE_RANGE}", f"≥ {FEATURE_RANGE} standard deviations"),
-        _element(
+        colour_bar("viridis", f"≤ −{FEATURE_RANGE}", f"≥ {FEATURE_RANGE} standard deviations"),
+        element(
             "p",
             "Below them: how much of its attention each frame pays to each word (last layer, averaged over its heads, "
             "tokens added up into words), on a scale of square roots. ",
-            _element("code", "<s>"),
+            element("code", "<s>"),
             " and ",
-            _element("code", "</s>"),
+            element("code", "</s>"),
             " are the start and end of the text. Marked words were masked, in whole or in part.",
         ),
-        _colour_bar("magma", "0%", f"{strongest:.0%} of a frame's attention"),
+        colour_bar("magma", "0%", f"{strongest:.0%} of a frame's attention"),
         *(_example_section(each, tokenizer, frame_rate, strongest) for each in examples),
     )
 
@@ -696,15 +608,15 @@ def _example_section(
         "as the model saw it": example.masked,
         "as the model filled it in": example.reconstructed,
     }
-    return _element(
+    return element(
         "section",
-        _element("h3", name),
-        _element("audio", controls=True, preload="none", src=_data_url("audio/flac", _flac(example.wave))),
+        element("h3", name),
+        player(example.wave),
         _transcript(example, words, tokenizer),
         _guesses(example, words, tokenizer),
         *(_spectrogram(example, caption, features) for caption, features in pictures.items()),
         _times(len(example.is_masked), frame_rate),
-        _element("p", f"L1 in its masked frames: {example.error:.3f} a dimension.", class_="note"),
+        element("p", f"L1 in its masked frames: {example.error:.3f} a dimension.", class_="note"),
         _attention_picture(example, words, strongest),
         _times(len(example.is_masked), frame_rate),
         class_="utterance",
@@ -721,8 +633,8 @@ def _transcript(example: _Example, words: Sequence[_Word], tokenizer: PreTrained
         # Tokens can end inside a character, so neighbours that share a mark are decoded together.
         for is_predicted, first, end in _runs([example.is_predicted[position] for position in word.positions]):
             tokens = [example.ids[position] for position in word.positions[first:end]]
-            parts.append(_element("mark" if is_predicted else "span", str(tokenizer.decode(tokens)).strip()))
-    return _element("p", *parts, class_="transcript")
+            parts.append(element("mark" if is_predicted else "span", str(tokenizer.decode(tokens)).strip()))
+    return element("p", *parts, class_="transcript")
 
 
 def _guesses(example: _Example, words: Sequence[_Word], tokenizer: PreTrainedTokenizerBase) -> Html:
@@ -747,16 +659,16 @@ def _guesses(example: _Example, words: Sequence[_Word], tokenizer: PreTrainedTok
                 for guess, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ]
             own = f"{example.probabilities[position, truth].item():.1%} for the right one"
-            title = _element("mark", _token_text(truth, tokenizer, inside_word=inside))
+            title = element("mark", _token_text(truth, tokenizer, inside_word=inside))
             cards.append(
-                _element(
+                element(
                     "li",
-                    _element("p", title, _element("small", whole + shown)),
-                    _element("ol", *guesses),
-                    _element("small", own),
+                    element("p", title, element("small", whole + shown)),
+                    element("ol", *guesses),
+                    element("small", own),
                 )
             )
-    return _join(_element("h4", "Masked words, and the model's guesses"), _element("ul", *cards, class_="guesses"))
+    return join(element("h4", "Masked words, and the model's guesses"), element("ul", *cards, class_="guesses"))
 
 
 def _guessed_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -765,10 +677,10 @@ def _guessed_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _guess(text: str, probability: float, is_right: bool) -> Html:
-    return _element(
+    return element(
         "li",
-        _element("span", f"{text} ✓" if is_right else text),
-        _element("span", f"{probability:.1%}"),
+        element("span", f"{text} ✓" if is_right else text),
+        element("span", f"{probability:.1%}"),
         class_="right" if is_right else None,
         style=f"--share: {probability:.1%}",
     )
@@ -781,13 +693,13 @@ def _spectrogram(example: _Example, caption: str, features: Tensor) -> Html:
     ticks = []
     for kilohertz in (0.5, 1, 2, 4):
         height = (np.interp(1000 * kilohertz, centres_hz, np.arange(NUM_MEL)) + 0.5) / NUM_MEL
-        ticks.append(_element("span", f"{kilohertz:g} kHz", style=f"bottom: {height:.1%}"))
+        ticks.append(element("span", f"{kilohertz:g} kHz", style=f"bottom: {height:.1%}"))
     description = f"Log-mel spectrogram of {example.id}, {example.seconds:.1f} seconds, {caption}."
-    return _element(
+    return element(
         "figure",
-        _element("figcaption", caption),
-        _element("div", *ticks, class_="scale", aria_hidden="true"),
-        _element("div", _picture(levels, "viridis", description), *_span_marks(example.is_masked), class_="picture"),
+        element("figcaption", caption),
+        element("div", *ticks, class_="scale", aria_hidden="true"),
+        element("div", picture(levels, "viridis", description), *_span_marks(example.is_masked), class_="picture"),
         class_="panel",
     )
 
@@ -802,18 +714,18 @@ def _attention_picture(example: _Example, words: Sequence[_Word], strongest: flo
     labels = []
     for word in words:
         is_predicted = any(example.is_predicted[position] for position in word.positions)
-        labels.append(_element("li", _element("mark", word.text) if is_predicted else word.text, title=word.text))
+        labels.append(element("li", element("mark", word.text) if is_predicted else word.text, title=word.text))
     description = (
         f"Attention of each frame of {example.id} to each word of its transcript; "
         f"the brightest place has {strongest:.0%} of a frame's attention."
     )
-    return _element(
+    return element(
         "figure",
-        _element("figcaption", "words attended to by each frame"),
-        _element("ul", *labels, class_="scale words"),
-        _element(
+        element("figcaption", "words attended to by each frame"),
+        element("ul", *labels, class_="scale words"),
+        element(
             "div",
-            _picture(levels, "magma", description),
+            picture(levels, "magma", description),
             *_span_marks(example.is_masked),
             class_="picture words",
             style=f"--rows: {len(words)}",
@@ -824,7 +736,7 @@ def _attention_picture(example: _Example, words: Sequence[_Word], strongest: flo
 
 def _span_marks(is_masked: np.ndarray) -> list[Html]:
     return [
-        _element(
+        element(
             "div",
             class_="span",
             style=f"left: {first / len(is_masked):.2%}; width: {(end - first) / len(is_masked):.2%}",
@@ -839,77 +751,13 @@ def _times(frames: int, frame_rate: float) -> Html:
     seconds = frames / frame_rate
     ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, seconds) if tick <= 0.96 * seconds]
     labels = (
-        _element("span", f"{tick:g} s" if tick == ticks[-1] else f"{tick:g}", style=f"left: {tick / seconds:.1%}")
+        element("span", f"{tick:g} s" if tick == ticks[-1] else f"{tick:g}", style=f"left: {tick / seconds:.1%}")
         for tick in ticks
     )
-    return _element("div", _element("div", *labels, class_="times"), class_="panel", aria_hidden="true")
+    return element("div", element("div", *labels, class_="times"), class_="panel", aria_hidden="true")
 
 
 def _runs(values: Sequence[bool]) -> list[tuple[bool, int, int]]:
     """(value, first, end) of each stretch of equal neighbours."""
     starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
     return [(values[first], first, end) for first, end in zip(starts, [*starts[1:], len(values)], strict=True)]
-
-
-# HTML, pictures and sound
-
-
-def _element(tag: str, *children: Any, **attributes: Any) -> Html:
-    """An element; children that are not `Html`, and all attributes, are escaped.
-
-    Names of attributes are written with `_` for `-` and may end with one; those whose value is None are left out.
-    """
-    written = "".join(
-        f" {name.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')
-        for name, value in attributes.items()
-        if value is not None
-    )
-    if tag in ("br", "col", "img"):
-        return Html(f"<{tag}{written}>")
-    return Html(f"<{tag}{written}>{_join(*children)}</{tag}>")
-
-
-def _join(*parts: Any) -> Html:
-    return Html("".join(part if isinstance(part, Html) else escape(str(part)) for part in parts))
-
-
-def _picture(levels: np.ndarray, colours: str, description: str) -> Html:
-    """(height, width) levels of 0 … 1, the first row on top, in the colours of one of matplotlib's maps."""
-    return _element("img", src=_data_url("image/png", _png(levels, colours)), alt=description)
-
-
-def _colour_bar(colours: str, low: str, high: str) -> Html:
-    shares = np.linspace(0, 1, 9)
-    stops = ", ".join("#" + "".join(f"{round(255 * part):02x}" for part in colormaps[colours](s)[:3]) for s in shares)
-    bar = _element("div", style=f"background: linear-gradient(to right, {stops})")
-    return _element("div", _element("span", low), bar, _element("span", high), class_="colours")
-
-
-def _png(levels: np.ndarray, colours: str) -> bytes:
-    """A PNG with a palette (PNG specification, third edition, 5 and 11): a third of the size of one in true colour."""
-    palette = (colormaps[colours](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-    indices = (levels.clip(0, 1) * 255).round().astype(np.uint8)
-    height, width = indices.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), indices], axis=1)  # each row starts with its filter, none
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)  # 8 bits, palette, no interlacing
-    chunks = [
-        chunk(b"IHDR", header),
-        chunk(b"PLTE", palette.tobytes()),
-        chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
-
-
-def _flac(wave: np.ndarray) -> bytes:
-    """16-bit FLAC of (samples,) at 16 kHz, made softer where it would clip."""
-    file = io.BytesIO()
-    soundfile.write(file, wave / max(1.0, float(np.abs(wave).max())), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
-
-
-def _data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
