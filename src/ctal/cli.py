@@ -190,12 +190,13 @@ def finetune(
     from ctal.configuration_ctal import HEAD_FIELDS
     from ctal.finetune import finetune as run
     from ctal.finetune import size_of
-    from ctal.recipes import FINETUNING, FinetuneConfig, make_config, parse_settings
+    from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, make_config, parse_settings
     from ctal.report import write_task_report
 
     fields = parse_settings(settings or [], [*FinetuneConfig.model_fields, *HEAD_FIELDS])
-    head = {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
-    recipe = FINETUNING[size_of(start_from)]
+    size = size_of(start_from)
+    head = HEAD_DEFAULTS.get(size, {}) | {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
+    recipe = FINETUNING[size]
     config = make_config(FinetuneConfig, recipe, fields, {} if epochs is None else {"epochs": epochs})
     with _training() as progress:
         evaluation = run(

@@ -6,9 +6,10 @@ Corpus, store, tokenizer, pre-training, the three tasks, what stands beside them
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,15 @@ from ctal.corpora.demo.card import demo_ceilings
 from ctal.finetune import Evaluation, finetune
 from ctal.pretrain import make_tokenizer, pretrain
 from ctal.processes import follow_parent, usable_cores
-from ctal.recipes import FINETUNING, MODEL_DEFAULTS, PRETRAINING, FinetuneConfig, PretrainConfig, make_config
+from ctal.recipes import (
+    FINETUNING,
+    HEAD_DEFAULTS,
+    MODEL_DEFAULTS,
+    PRETRAINING,
+    FinetuneConfig,
+    PretrainConfig,
+    make_config,
+)
 from ctal.report import Column, ResultTable, Row, write_demo_report
 from ctal.store import prepare_store
 from ctal.tasks import TASKS
@@ -35,12 +44,12 @@ VOCAB_SIZE = 2000
 """Whole words: in 50 minutes of speech a task learns what a word means, but not what its pieces mean together
 (docs/results.md)."""
 
-RECIPE: dict[str, Any] = {"steps": 1000, "checkpoint_every": 500, "audio_mask_ratio": 0.3}
+RECIPE: dict[str, Any] = {"steps": 800, "checkpoint_every": 400, "audio_mask_ratio": 0.3}
 """Twice the paper's share of masked frames: more of each utterance has to be predicted, and from further away, so the
 text is needed sooner."""
 
-EPOCHS = 5
-"""Of every fine-tuning: about a minute each on one core."""
+EPOCHS = 3
+"""Of every fine-tuning: about a minute each on one core, where most of what they learn is learned (docs/results.md)."""
 
 COMPARED_TASK = "emotion"
 """The task of which other models are fine-tuned too: it needs both modalities most."""
@@ -85,14 +94,19 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
             progress=progress,
         )
 
-    jobs = [_Job(task, out / task) for task in TASKS]
+    jobs = {task: _Job(task, out / task) for task in TASKS}
     for name, (fields, head) in COMPARISONS.items():
-        jobs.append(_Job(COMPARED_TASK, out / "compared" / name.replace(", ", "-").replace(" ", "-"), fields, head))
-    evaluations = _finetune_all(jobs, store, pretrained / "model", steps, progress)
-    found = dict(zip(TASKS, evaluations[: len(TASKS)], strict=True))
-    others = dict(zip(COMPARISONS, evaluations[len(TASKS) :], strict=True))
+        folder = out / "compared" / name.replace(", ", "-").replace(" ", "-")
+        jobs[name] = _Job(COMPARED_TASK, folder, fields, head)
+    missing = {name: job for name, job in jobs.items() if not (job.folder / "evaluation.json").is_file()}
+    if len(missing) < len(jobs):
+        progress.note(f"{len(jobs) - len(missing)} models are fine-tuned already; remove their folders to do it again")
+    one = partial(_finetune_one, store=store, model=pretrained / "model", steps=steps)
+    with bar("fine-tuning") as show:
+        _in_parallel({name: partial(one, job) for name, job in missing.items()}, show, progress)
+    evaluations = {name: json.loads((job.folder / "evaluation.json").read_text()) for name, job in jobs.items()}
     with bar("fitting baselines") as show:
-        baselines = {task: measure_baselines(task, [store], progress=show) for task in TASKS}
+        baselines = _in_parallel({task: partial(measure_baselines, task, [store]) for task in TASKS}, show, progress)
     ceilings = demo_ceilings(corpus)
     write_demo_report(
         out / "report.html",
@@ -100,7 +114,7 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
         pretraining_run=pretrained,
         stores=[store],
         task_runs={task: out / task for task in TASKS},
-        tables={"Beside other models": _table(found, others, baselines, ceilings)},
+        tables={"Beside other models": _table(evaluations, baselines, ceilings)},
         ceilings={
             task: {known: values[TASKS[task].selection] for known, values in ceilings.items()}
             for task in ("emotion", "sentiment")
@@ -118,59 +132,55 @@ class _Job:
     head: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _finetune_all(
-    jobs: Sequence[_Job], store: Path, model: Path, steps: int | None, progress: Progress
-) -> list[Evaluation]:
-    """Fine-tunes what is not there yet, on a CPU one in each core: two threads would make one only a little faster."""
-    missing = [job for job in jobs if not (job.folder / "evaluation.json").is_file()]
-    if len(missing) < len(jobs):
-        progress.note(f"{len(jobs) - len(missing)} models are fine-tuned already; remove their folders to do it again")
+def _in_parallel(
+    calls: Mapping[str, Callable[[], Any]], show: Callable[[int, int], None], progress: Progress
+) -> dict[str, Any]:
+    """What each call returns; on a CPU one in each core, since two threads make one only a little faster."""
     one_by_one = torch.cuda.is_available()
-    workers = max(1, min(len(missing), 1 if one_by_one else usable_cores()))
-    threads = None if one_by_one else 1
-    with (
-        bar("fine-tuning") as show,
-        # Spawned: a fork would copy the locks of the threads that this process has had.
-        ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool,
-    ):
-        futures = {pool.submit(_finetune_one, job, store, model, steps, threads): job for job in missing}
+    workers = max(1, min(len(calls), 1 if one_by_one else usable_cores()))
+    # Spawned: a fork would copy the locks of the threads that this process has had.
+    with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:
+        futures = {pool.submit(_call, call, None if one_by_one else 1): name for name, call in calls.items()}
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
-                progress.note(f"{futures[future].folder}: fine-tuned")
-                show(done, len(missing))
+                progress.note(f"{futures[future]}: done, {done} of {len(calls)}")
+                show(done, len(calls))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [json.loads((job.folder / "evaluation.json").read_text()) for job in jobs]
+    return {name: future.result() for future, name in futures.items()}
 
 
-def _finetune_one(job: _Job, store: Path, model: Path, steps: int | None, threads: int | None) -> None:
-    """In a process of its own; an interrupted run goes on."""
+def _call(call: Callable[[], Any], threads: int | None) -> Any:
     if threads:
         torch.set_num_threads(threads)
+    return call()
+
+
+def _finetune_one(job: _Job, store: Path, model: Path, steps: int | None) -> None:
+    """An interrupted run goes on."""
     fast = {"precision": fast_precision()}
     config = make_config(FinetuneConfig, FINETUNING[SIZE], {"epochs": EPOCHS}, fast, job.fields)
+    head = {**HEAD_DEFAULTS[SIZE], **job.head}
     resume = (job.folder / "config.json").is_file()
-    finetune(job.task, [store], job.folder, config, start_from=model, head=job.head, steps=steps, resume=resume)
+    finetune(job.task, [store], job.folder, config, start_from=model, head=head, steps=steps, resume=resume)
 
 
 def _table(
-    found: Mapping[str, Evaluation],
-    others: Mapping[str, Evaluation],
+    evaluations: Mapping[str, Evaluation],
     baselines: Mapping[str, Evaluation],
     ceilings: Mapping[str, Mapping[str, float]],
 ) -> ResultTable:
-    """The main metric of every task: of the demo's models, of others, of baselines, and the best that is possible."""
-    metric = {task: TASKS[task].selection for task in TASKS}
+    """Each task's main metric: of the demo's models, of others, of baselines, and the best that is possible."""
 
     def values(of: Mapping[str, Mapping[str, float]]) -> list[float | None]:
-        return [of.get(task, {}).get(metric[task]) for task in TASKS]
+        return [of.get(name, {}).get(task.selection) for name, task in TASKS.items()]
 
-    names = list(dict.fromkeys(name for task in TASKS for name in baselines[task]["baselines"]))
-    known = {
-        name: {task: baselines[task]["baselines"].get(name, {}).get("metrics", {}) for task in TASKS} for name in names
-    }
+    simple = {name: {} for task in TASKS for name in baselines[task]["baselines"]}
+    for task in TASKS:
+        for name, measured in baselines[task]["baselines"].items():
+            simple[name][task] = measured["metrics"]
     return ResultTable(
         title="The demo's test part: speakers and sentences that no model was trained on (synthetic; one seed)",
         columns=[
@@ -179,9 +189,9 @@ def _table(
             Column("Verification EER", "%", higher_is_better=False),
         ],
         rows=[
-            Row("pre-trained, orthogonal", values({task: found[task]["metrics"] for task in TASKS})),
-            *(Row(name, values({COMPARED_TASK: run["metrics"]})) for name, run in others.items()),
-            *(Row(name, values(of), "baseline") for name, of in known.items()),
+            Row("pre-trained, orthogonal", values({task: evaluations[task]["metrics"] for task in TASKS})),
+            *(Row(name, values({COMPARED_TASK: evaluations[name]["metrics"]})) for name in COMPARISONS),
+            *(Row(name, values(of), "baseline") for name, of in simple.items()),
             *(
                 Row(name, values({"emotion": limits, "sentiment": limits}), "ceiling")
                 for name, limits in ceilings.items()

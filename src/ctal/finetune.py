@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from accelerate.utils import reduce as reduce_over_ranks
 from torch import Tensor
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from ctal.batching import Corpus, Modality, TaskDataset, load
 from ctal.configuration_ctal import CtalConfig
@@ -75,6 +75,7 @@ def finetune(
         What `out/evaluation.json` holds; None on other processes than the main one.
     """
     disable_progress_bar()
+    set_verbosity_error()  # that a new head is new needs no warning
     progress = progress or Silence()
     task = get_task(task_name)
     corpus = open_corpus(stores)

@@ -114,6 +114,10 @@ FINETUNING: dict[str, dict[str, Any]] = {
 }
 """Size → fields in which the recipe of fine-tuning differs from the defaults."""
 
+HEAD_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"speaker_loss": "aam"}, "mini": {"speaker_loss": "aam"}}
+"""Size → fields of the head in which its recipe differs from the paper. Plain cross-entropy over the speakers does not
+begin to learn in as many steps (docs/results.md)."""
+
 
 HARMLESS = frozenset({"workers", "cache_megabytes", "log_every", "keep_checkpoints"})
 """Fields that may change when a run is resumed: they do not touch the result."""
