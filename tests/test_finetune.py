@@ -232,6 +232,17 @@ def test_layers_learn_more_slowly_the_further_they_are_from_the_head(labelled: L
     assert moved[0] < 0.3 * moved[1] < 0.1 * moved[2]
 
 
+def test_a_model_of_another_task_is_a_start_too(labelled: Labelled, runs: dict[str, Path], tmp_path: Path) -> None:
+    config = make_config(FinetuneConfig, QUICK, {"epochs": 1})
+
+    evaluation = finetune(
+        "verification", [labelled.split], tmp_path / "run", config, start_from=runs["emotion"] / "model"
+    )
+
+    assert evaluation is not None
+    assert 0 <= evaluation["metrics"]["eer"] <= 1
+
+
 def test_random_weights_keep_the_architecture_alone(labelled: Labelled, tmp_path: Path) -> None:
     run(labelled, tmp_path / "run", weights="random", epochs=1, learning_rate=1e-9)
 

@@ -182,6 +182,16 @@ def test_a_written_list_reads_back_the_same_with_or_without_suffixes(tmp_path: P
     assert checksum == write_trials(tmp_path / "again.txt", trials, ids)
 
 
+def test_names_with_spaces_survive_a_written_list(tmp_path: Path) -> None:
+    ids = ["my talk/part 1", "my talk/part 2", "yours"]
+    trials = make_trials(ids, ["a", "a", "b"])
+
+    write_trials(tmp_path / "trials.txt", trials, ids)
+
+    for read, written in zip(read_trials(tmp_path / "trials.txt", ids), trials, strict=True):
+        assert np.array_equal(read, written)
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [

@@ -66,7 +66,8 @@ def finetune(
     Args:
         task_name: A name of `ctal.tasks.TASKS`.
         config: `steps` in it is replaced by what `epochs` makes of the data.
-        start_from: A `from_pretrained` folder of a pre-trained (or another task's) model with its processor.
+        start_from: A `from_pretrained` folder of a pre-trained model with its processor, or of another task's; of its
+            head, what does not fit starts anew.
         head: Fields of `ctal.configuration_ctal.HEAD_FIELDS`.
         steps: Updates of each fold instead of `config.epochs`.
         resume: Go on where an interrupted run in `out` stopped; finished folds are kept.
@@ -434,7 +435,7 @@ def _make_objective(
     model = (
         task.model(architecture)
         if config.weights == "random"
-        else task.model.from_pretrained(start_from, config=architecture)
+        else task.model.from_pretrained(start_from, config=architecture, ignore_mismatched_sizes=True)
     )
     objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol)
     per_epoch = sum(1 for _ in objective.step_plan().steps(0))

@@ -216,14 +216,15 @@ def make_trials(ids: Sequence[str], speakers: Sequence[str | None]) -> Trials:
 
 
 def read_trials(path: Path, ids: Sequence[str]) -> Trials:
-    """A written list, `1 A B` (the same speaker) or `0 A B` a line, as VoxCeleb's; names may end in a suffix.
+    """A written list, `1 A B` (the same speaker) or `0 A B` a line, as VoxCeleb's; names may end in a suffix, and hold
+    spaces where tabs stand between the three.
 
     Raises `InputError` naming the line that is not of that form or names a recording that is not in `ids`.
     """
     position = {id: number for number, id in enumerate(ids)}
     rows = []
     for number, line in enumerate(_read_lines(path), start=1):
-        fields = line.split()
+        fields = line.rstrip("\n").split("\t" if "\t" in line else None)
         if len(fields) != 3 or fields[0] not in ("0", "1"):
             raise InputError(
                 f"{path}, line {number}: write `1 A B` for the same speaker or `0 A B`, not '{line.strip()}'"
@@ -243,7 +244,9 @@ def read_trials(path: Path, ids: Sequence[str]) -> Trials:
 
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> str:
     """Writes the list that `read_trials` reads; returns its SHA-256."""
-    lines = (f"{int(same)} {ids[a]} {ids[b]}\n" for a, b, same in zip(*(part.tolist() for part in trials), strict=True))
+    space = "\t" if any(len(id.split()) > 1 for id in ids) else " "
+    triples = zip(*(part.tolist() for part in trials), strict=True)
+    lines = (space.join([str(int(same)), ids[a], ids[b]]) + "\n" for a, b, same in triples)
     content = "".join(lines)
     path.write_text(content, encoding="utf-8")
     return hashlib.sha256(content.encode()).hexdigest()

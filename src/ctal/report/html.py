@@ -181,6 +181,11 @@ def signed(value: float) -> str:
     return minus(f"{value:+g}") if value else "0"
 
 
+def capital(name: str) -> str:
+    """A name at the start of a line; `capitalize` would spoil the rest of it."""
+    return name[:1].upper() + name[1:]
+
+
 def round_ticks(low: float, high: float, intervals: int) -> Sequence[float]:
     """Round numbers that enclose `low` … `high`, in about so many intervals."""
     margin = 0.0 if high > low else abs(high) / 10 or 1.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from ctal.audio import load_audio
 from ctal.batching import Corpus, digest
-from ctal.report.html import Html, element, join, minus, player, signed
+from ctal.report.html import Html, capital, element, join, minus, player, signed
 from ctal.report.pictures import SHAPES
 from ctal.report.runs import Prediction, TaskRun
 
@@ -84,7 +84,7 @@ def _example(id: str, runs: Mapping[str, TaskRun], corpus: Corpus, row_of: Mappi
             said = _score_card(predicted)
         else:
             said = _class_card(predicted)
-        cards.append(element("li", element("h4", name), said))
+        cards.append(element("li", element("h4", capital(name)), said))
     return element(
         "section",
         element("h3", f"{id} ({corpus.seconds[row_of[id]]:.1f} s{speaker})"),

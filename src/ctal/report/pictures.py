@@ -86,7 +86,7 @@ def _levels(run: TaskRun) -> Html:
     low, high = min(-3.0, float(predicted.min())), max(3.0, float(predicted.max()))
     plot = Plot(
         np.arange(-3.5, 4, 1).tolist(),
-        np.arange(np.floor(low), np.ceil(high) + 1, max(1.0, np.ceil((high - low) / 8))).tolist(),
+        round_ticks(low, high, 6),
         "true sentiment",
         x_label=lambda value: "",
         y_label=signed,
@@ -173,9 +173,7 @@ def _det(run: TaskRun) -> Html:
     for each in run.trialled:
         own = each.at_threshold
         at = f"{own['false_acceptance']:.1%} / {own['false_rejection']:.1%}" if own else "–"
-        rows.append(
-            [each.fold, f"{len(each.scores):,}", f"{each.eer:.1%}", f"{own['threshold']:.3f}" if own else "–", at]
-        )
+        rows.append([each.fold, f"{len(each.scores):,}", f"{each.eer:.1%}", at])
     key = element(
         "p",
         element("span", element("b", "━ ", class_="training"), "all thresholds"),
@@ -188,8 +186,11 @@ def _det(run: TaskRun) -> Html:
         element("br"),
         element("span", "upwards: the same speaker rejected, %; nearer to the lower left is better", class_="note"),
     )
-    several = table(["Fold", "Pairs", "EER", "Threshold", "accepted / rejected"], rows) if len(rows) > 1 else Html()
-    own = "The own threshold is where both errors were equal on the validation part."
+    several = table(["Fold", "Pairs", "EER", "At its threshold"], rows) if len(rows) > 1 else Html()
+    own = (
+        "The model's own threshold is where both errors were equal on the validation part. Its errors here: strangers "
+        "accepted / the same speaker rejected."
+    )
     return element(
         "figure",
         element("figcaption", caption),
@@ -300,7 +301,7 @@ def _projection(trialled: Trialled, *, several: bool) -> Html:
         f"{len(trialled.predictions)} test recordings), so groups can be further apart than they look. Mean cosine of "
         f"two recordings: {minus(f'{alike:.2f}')} of one speaker, {minus(f'{apart:.2f}')} of two."
     )
-    fold = f" Fold {trialled.fold} alone, since each fold has its own model." if several else ""
+    fold = f" Of {trialled.fold} alone, since each fold has its own model." if several else ""
     return element(
         "figure",
         element("figcaption", caption),

@@ -226,7 +226,8 @@ def unit_embeddings(predictions: Sequence[Prediction]) -> np.ndarray:
 def _curve(path: Path, task: Task) -> list[tuple[int, float]]:
     try:
         rows = [json.loads(line) for line in read_text(path, MEND).splitlines()]
-        return [(row["step"], float(row[task.selection])) for row in rows if task.selection in row]
+        judged = [row for row in rows if row["kind"] == "validation" and task.selection in row]
+        return [(row["step"], float(row[task.selection])) for row in judged]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

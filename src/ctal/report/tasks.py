@@ -16,7 +16,19 @@ import numpy as np
 
 from ctal.batching import Corpus
 from ctal.objective import open_corpus
-from ctal.report.html import Html, element, join, signed, source, synthetic_warning, table, tiles, unfolding, write_page
+from ctal.report.html import (
+    Html,
+    capital,
+    element,
+    join,
+    signed,
+    source,
+    synthetic_warning,
+    table,
+    tiles,
+    unfolding,
+    write_page,
+)
 from ctal.report.listening import examples_section
 from ctal.report.pictures import PICTURES, learning
 from ctal.report.pretraining import pretraining_content
@@ -43,8 +55,8 @@ def write_demo_report(
         stores: The stores of all runs, in their order.
         task_runs: Name → folder that `ctal finetune` left; the name is the section's heading.
         tables: Result tables; one under the name of a task stands in its section, others above all tasks.
-        ceilings: Name of a task → what is known to whoever answers (such as `text alone`) → the best value of the main
-            metric (UA, MAE, EER) that is possible then.
+        ceilings: Name of a task → what is known to whoever answers (`text`, `audio`, `both`) → the best value of the
+            main metric (UA, MAE, EER) that is possible then.
 
     Raises:
         InputError: A file of a run is missing, damaged or of another run, or `out` cannot be written.
@@ -88,7 +100,7 @@ def write_task_report(run: Path, stores: Sequence[Path], out: Path, *, title: st
         "A CTAL model reads a recording of speech together with its transcript. This one was fine-tuned for a task. "
         "The page shows how well it does on recordings that were left out of its training.",
     )
-    sections = _task_sections({read.task.name.capitalize(): read}, corpus, {}, {})
+    sections = _task_sections({read.task.name: read}, corpus, {}, {})
     write_page(out, title, join(_top(title, introduction, read.evaluation["corpus"]), sections))
 
 
@@ -106,7 +118,7 @@ def _task_sections(
     anchors = {name: f"task-{number}" for number, name in enumerate(runs, start=1)}
     measured = {name: run for name, run in runs.items() if run.predictions}
     overview = (
-        (element("a", name, href=f"#{anchors[name]}"), _main_value(run), METRICS[run.task.selection].meaning)
+        (element("a", capital(name), href=f"#{anchors[name]}"), _main_value(run), METRICS[run.task.selection].meaning)
         for name, run in measured.items()
     )
     return join(
@@ -130,7 +142,7 @@ def _main_value(run: TaskRun) -> str:
 def _task_section(
     name: str, anchor: str, run: TaskRun, results: ResultTable | None, ceilings: Mapping[str, float]
 ) -> Html:
-    heading = element("h2", name, id=anchor)
+    heading = element("h2", capital(name), id=anchor)
     if not run.predictions:
         why = f"Nothing was measured: {run.evaluation['protocol']['description']}."
         return join(heading, element("p", why), _settings(run))
@@ -205,7 +217,7 @@ def _ladder(run: TaskRun, ceilings: Mapping[str, float]) -> Html:
     for each, metrics in run.evaluation.get("missing_modality", {}).items():
         rungs.append(_Rung(f"this model, given {INPUTS.get(each, each)}", metrics[selection], "model"))
     rungs.append(_without_a_model(run))
-    rungs += [_Rung(name, value, "ceiling") for name, value in ceilings.items()]
+    rungs += [_Rung(INPUTS.get(name, name), value, "ceiling") for name, value in ceilings.items()]
     full = 1.0 if metric.higher_is_better and metric.is_share else max(rung.value for rung in rungs) or 1.0
     bars = (
         element(
