@@ -49,8 +49,8 @@ RECIPE: dict[str, Any] = {"steps": 800, "checkpoint_every": 400, "audio_mask_rat
 text is needed sooner."""
 
 EPOCHS = 2
-"""Of every fine-tuning, about a minute each on one core. That is as much as fits into the demo's twelve minutes, and less
-than they need: docs/results.md shows what more passes give."""
+"""Of every fine-tuning, a minute each on one core: what fits into the demo's twelve minutes, and fewer
+than they need (docs/results.md shows what more passes give)."""
 
 COMPARED_TASK = "emotion"
 """The task of which other models are fine-tuned too: it needs both modalities most."""
