@@ -245,8 +245,8 @@ def read_trials(path: Path, ids: Sequence[str]) -> Trials:
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> str:
     """Writes the list that `read_trials` reads; returns its SHA-256."""
     space = "\t" if any(len(id.split()) > 1 for id in ids) else " "
-    triples = zip(*(part.tolist() for part in trials), strict=True)
-    lines = (space.join([str(int(same)), ids[a], ids[b]]) + "\n" for a, b, same in triples)
+    rows = zip(trials.first.tolist(), trials.second.tolist(), trials.is_target.tolist(), strict=True)
+    lines = (f"{int(same)}{space}{ids[a]}{space}{ids[b]}\n" for a, b, same in rows)
     content = "".join(lines)
     path.write_text(content, encoding="utf-8")
     return hashlib.sha256(content.encode()).hexdigest()
