@@ -126,7 +126,7 @@ def measure_baselines(
         read_targets(task, open_corpus(each))
     targets = read_targets(task, corpus)
     share = make_config(FinetuneConfig).validation_share
-    made = make_protocol("split" if train_on else protocol, corpus, targets.rows, share)
+    made = make_protocol("split" if train_on else protocol, corpus, targets.rows, share, in_pairs=task.compares)
     if isinstance(corpus, _Across):
         made = replace(made, name="train-on", description=corpus.said(made.description))
     if not all(len(fold.test) for fold in made.folds):

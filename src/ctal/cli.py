@@ -193,7 +193,9 @@ def finetune(
     from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, make_config, parse_settings
     from ctal.report import write_task_report
 
-    fields = parse_settings(settings or [], [*FinetuneConfig.model_fields, *HEAD_FIELDS])
+    known = [*FinetuneConfig.model_fields, *HEAD_FIELDS]
+    known.remove("steps")  # it follows from --epochs, or is --steps
+    fields = parse_settings(settings or [], known)
     size = size_of(start_from)
     head = HEAD_DEFAULTS.get(size, {}) | {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
     recipe = FINETUNING[size]
@@ -459,7 +461,10 @@ def settings(
     if verb not in ("pretrain", "finetune"):
         raise InputError(f"settings of '{verb}'{did_you_mean(verb, ('pretrain', 'finetune'))}: pretrain or finetune")
     table = Table("field", "default", "meaning")
-    for name, field in (PretrainConfig if verb == "pretrain" else FinetuneConfig).model_fields.items():
+    fields = dict((PretrainConfig if verb == "pretrain" else FinetuneConfig).model_fields)
+    if verb == "finetune":
+        fields.pop("steps")  # it follows from --epochs, or is --steps
+    for name, field in fields.items():
         table.add_row(name, json.dumps(field.default), field.description or "")
     table.add_section()
     if verb == "pretrain":

@@ -173,10 +173,10 @@ class CtalConfig(_CheckedConfig):
         return self.audio_config
 
     def architecture(self) -> dict[str, Any]:
-        """All that decides what the model computes, by name."""
+        """All that decides what the encoders compute, by name."""
         parts = {"text_config": self.text, "audio_config": self.audio}
         whole = [name for name in architecture_fields() if owners_of(name) == ["both"]]
-        own = {name: getattr(self, name) for name in whole if name != "decision_threshold"}
+        own = {name: getattr(self, name) for name in whole if name not in (*HEAD_FIELDS, "decision_threshold")}
         fields = [name for name in architecture_fields() if name not in whole]
         return own | {
             f"{part}.{name}": getattr(config, name)
@@ -184,6 +184,10 @@ class CtalConfig(_CheckedConfig):
             for name in fields
             if hasattr(config, name)
         }
+
+    def head(self) -> dict[str, Any]:
+        """All that decides what a task's head computes and how it is trained, by name."""
+        return {name: getattr(self, name) for name in HEAD_FIELDS}
 
     @property
     def hidden_size(self) -> int:

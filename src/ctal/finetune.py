@@ -12,12 +12,13 @@ run. Leaves in a run:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -38,7 +39,7 @@ from ctal.objective import CorpusObjective, environment, evaluation_microbatches
 from ctal.pretrain import load_processor
 from ctal.processing_ctal import CtalProcessor
 from ctal.protocols import Fold, Protocol, Trials, make_protocol, make_trials, read_trials, write_trials
-from ctal.recipes import FinetuneConfig, make_config
+from ctal.recipes import FinetuneConfig, check_same, make_config
 from ctal.tasks import Targets, Task, TaskModel, Truth, get_task, narrowed, read_targets, trial_scores
 from ctal.text import encode_transcript
 from ctal.training import Batch, Metrics, Progress, Silence, process_state, train
@@ -81,20 +82,23 @@ def finetune(
     task = get_task(task_name)
     corpus = open_corpus(stores)
     targets = read_targets(task, corpus)
-    protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share)
+    protocol = _protocol(task, corpus, targets, config, start_from)
     progress.note(f"{task.name}: {len(targets.rows)} labelled utterances; {protocol.description}")
     one = len(protocol.folds) == 1
-    runs = [out if one else out / "folds" / re.sub(r"[^\w.-]+", "-", fold.name) for fold in protocol.folds]
+    numbered = enumerate(protocol.folds, start=1)  # for names that differ in what a folder's name cannot hold
+    runs = [out if one else out / "folds" / f"{i:02d}-{re.sub(r'[^\w-]+', '-', fold.name)}" for i, fold in numbered]
     if not one and out.exists() and any(out.iterdir()) and not resume:
         raise InputError(f"{out}: holds a run already; add --resume to go on, or choose another --out")
     for fold, run in zip(protocol.folds, runs, strict=True):
+        objective = _make_objective(task, corpus, fold, targets, config, start_from, head or {}, steps, protocol)
         if resume and (run / "evaluation.json").is_file():
+            saved = json.loads((run / "config.json").read_text())
+            check_same(saved, {**objective.config.model_dump(), **objective.identity()})
             progress.note(f"{fold.name}: done already")
             continue
         if not one:
             progress.note(f"fold {fold.name}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
-        objective = _make_objective(task, corpus, fold, targets, config, start_from, head or {}, steps, protocol)
         train(objective, objective.config, run, resume=going_on, progress=progress)
         evaluation = _judge(task, corpus, fold, protocol, run)
         if process_state().is_main_process:
@@ -137,7 +141,7 @@ def evaluate_task(
     config = make_config(FinetuneConfig, saved.get("config", {}))
     targets = read_targets(task, corpus, None if task.compares else class_names(model))
     if saved.get("data_hash") == corpus.content_hash:
-        protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share)
+        protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
         rows = {fold.name: fold.test for fold in protocol.folds}[saved["fold"]]
         said, checksum = f"the test part of the model's own fold ({protocol.description})", protocol.checksum
     else:
@@ -146,6 +150,9 @@ def evaluate_task(
         said, checksum = "the test part of the corpus" if is_test.any() else "every labelled utterance", None
     if not len(rows):
         raise InputError("everything in this store was trained on (protocol=all): evaluate on another store")
+    _check_modality(model.config.fusion, inputs or config.inputs)
+    if scores is not None and not scores.absolute().parent.is_dir():
+        raise InputError(f"--scores {scores}: its folder does not exist; make it first")
     judged = judge_rows(
         task, model, processor, corpus, targets, rows, inputs=inputs or config.inputs, config=config, trials=trials
     )
@@ -199,11 +206,13 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         fold: Fold,
         targets: Targets,
         protocol: Protocol,
+        start: Mapping[str, Any],
     ) -> None:
+        """`start` says where the weights come from."""
         max_frames = min(config.max_frames, model.config.audio.max_frames)
         rows = {"train_rows": fold.train, "validation_rows": fold.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
-        self.task, self.fold, self.protocol, self.targets = task, fold, protocol, targets
+        self.task, self.fold, self.protocol, self.targets, self.start = task, fold, protocol, targets, start
         self.dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=config.inputs)
         self.truth = truth_of(task, corpus, targets, fold.validation) if len(fold.validation) else None
         self.class_weights = self._class_weights() if config.class_weights == "balanced" else None
@@ -225,7 +234,9 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             "task": self.task.name,
             "data_hash": self.corpus.content_hash,
             "fold": self.fold.name,
+            "start_from": self.start["sha256"],
             **self.model.config.architecture(),
+            **self.model.config.head(),
         }
 
     def score(self, metrics: Metrics) -> float:
@@ -274,6 +285,8 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             "fold": self.fold.name,
             "protocol": self.protocol.description,
             "protocol_checksum": self.protocol.checksum,
+            "start_from": self.start,
+            "head": self.model.config.head(),
             **self.provenance(),
         }
         (folder / "run.json").write_text(json.dumps(saved, indent=1))
@@ -406,6 +419,43 @@ def _predictions(
             yield {**known, "prediction": targets.classes[int(output.argmax())], "probabilities": named}
 
 
+def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, start_from: Path) -> Protocol:
+    """The protocol of a run, checked before anything is trained.
+
+    Raises `InputError` where a part has no pairs of both kinds, or where the weights to start from have learned labels
+    of what would be judged.
+    """
+    protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
+    run = start_from / "run.json"
+    start = json.loads(run.read_text()) if run.is_file() else {}
+    if "fold" in start and start["data_hash"] == corpus.content_hash:
+        if start["protocol_checksum"] != protocol.checksum or len(protocol.folds) > 1:
+            raise InputError(
+                f"--from {start_from}: was fine-tuned on utterances that would be judged here; "
+                "start from the pre-trained model"
+            )
+    elif "fold" in start:
+        said = f"{protocol.description}; started from a model for {start['task']}, whose training data is not checked"
+        protocol = replace(protocol, description=said)
+    if task.compares:
+        for fold in protocol.folds:
+            for name, rows in (("validation", fold.validation), ("test", fold.test)):
+                trials = truth_of(task, corpus, targets, rows).trials
+                assert trials is not None
+                if len(rows) and (trials.is_target.all() or not trials.is_target.any()):
+                    raise InputError(
+                        f"fold {fold.name}: its {name} part has no pairs of the same or none of different speakers; "
+                        "give several recordings of more speakers, or train on all with --set protocol=all"
+                    )
+    return protocol
+
+
+def _check_modality(fusion: str, inputs: str) -> None:
+    """The pools of one modality alone need that modality."""
+    if {fusion, inputs} == {"audio", "text"}:
+        raise InputError(f"fusion={fusion} with inputs={inputs}: nothing would be left to judge by; change one of them")
+
+
 def _make_objective(
     task: Task,
     corpus: Corpus,
@@ -431,13 +481,16 @@ def _make_objective(
     }
     # Through the constructor, which checks: `from_pretrained` would set fields behind its back.
     architecture = CtalConfig.from_dict({**CtalConfig.from_pretrained(start_from).to_dict(), **fields})
+    _check_modality(architecture.fusion, config.inputs)
     torch.manual_seed(config.seed)
     model = (
         task.model(architecture)
         if config.weights == "random"
         else task.model.from_pretrained(start_from, config=architecture, ignore_mismatched_sizes=True)
     )
-    objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol)
+    with (start_from / "model.safetensors").open("rb") as file:
+        start = {"path": str(start_from), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol, start)
     per_epoch = sum(1 for _ in objective.step_plan().steps(0))
     total = steps or config.epochs * per_epoch
     # An epoch is a natural place to look at the validation part, but not ten times a minute.
@@ -464,7 +517,7 @@ def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path
         evaluation |= judge(inputs=config.inputs)
         if config.modality_dropout and config.inputs == "both":
             evaluation["missing_modality"] = {each: judge(inputs=each)["metrics"] for each in ("audio", "text")}
-    keys = ("config", "corpus", "data_hash", "audio_hours", "versions", "commit")
+    keys = ("start_from", "head", "config", "corpus", "data_hash", "audio_hours", "versions", "commit")
     return {**evaluation, **{name: saved[name] for name in keys}}
 
 
@@ -500,7 +553,19 @@ def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) ->
         for line in (run / "predictions.jsonl").read_text().splitlines()
     ]
     (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shared = ("task", "protocol", "inputs", "fusion", "config", "corpus", "data_hash", "versions", "commit")
+    shared = (
+        "task",
+        "protocol",
+        "inputs",
+        "fusion",
+        "start_from",
+        "head",
+        "config",
+        "corpus",
+        "data_hash",
+        "versions",
+        "commit",
+    )
     evaluation: Evaluation = {name: each[0][name] for name in shared}
     evaluation |= {
         "model_fold": each[best]["fold"],

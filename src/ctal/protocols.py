@@ -50,7 +50,9 @@ class Protocol:
     """SHA-256 of which utterance is where."""
 
 
-def make_protocol(name: str, corpus: Corpus, rows: np.ndarray, validation_share: float) -> Protocol:
+def make_protocol(
+    name: str, corpus: Corpus, rows: np.ndarray, validation_share: float, *, in_pairs: bool = False
+) -> Protocol:
     """The protocol `name` on the labelled `rows` of a corpus.
 
     Args:
@@ -60,12 +62,13 @@ def make_protocol(name: str, corpus: Corpus, rows: np.ndarray, validation_share:
             reported. `ge2e` is `auto` for speaker verification, with the authors' measure beside ours.
         validation_share: Share of the training utterances that choose the epoch, whole speakers of them, where the
             corpus prescribes none.
+        in_pairs: Utterances are judged in pairs, for which one speaker or two are too few: `auto` goes on to `5-fold`.
 
     Raises:
         InputError: An unknown name, or a corpus without what the protocol needs.
     """
     if name == "ge2e":
-        usual = make_protocol("auto", corpus, rows, validation_share)
+        usual = make_protocol("auto", corpus, rows, validation_share, in_pairs=in_pairs)
         said = f"{usual.description}; beside the trials, the authors' draw of 4 speakers x 50 utterances, seeded"
         return replace(usual, name="ge2e", description=said)
     if name not in PROTOCOLS:
@@ -78,7 +81,7 @@ def make_protocol(name: str, corpus: Corpus, rows: np.ndarray, validation_share:
         nothing = rows[:0]
         fold = Fold("all", rows, nothing, nothing)
         return _protocol(corpus, "all", "everything trains, the last epoch is taken, nothing is measured", [fold])
-    kind = name if name not in ("auto", "paper") else groups.natural_kind()
+    kind = name if name not in ("auto", "paper") else groups.natural_kind(in_pairs)
     parts = groups.parts(kind)
     if len(parts) < 2:
         raise InputError(f"protocol={kind}: there is one group to leave out, and none to train on; use protocol=all")
@@ -114,10 +117,10 @@ class _Groups:
         ]
         self.sessions = [corpus.labels[row].get("session") for row in rows]
 
-    def natural_kind(self) -> str:
-        if all(self.sessions):
+    def natural_kind(self, in_pairs: bool) -> str:
+        if all(self.sessions) and not in_pairs:
             return "leave-one-session-out"
-        is_few = self.by_speaker and len(set(self.owners)) <= FEW_SPEAKERS
+        is_few = self.by_speaker and not in_pairs and len(set(self.owners)) <= FEW_SPEAKERS
         return "leave-one-speaker-out" if is_few else "5-fold"
 
     def parts(self, kind: str) -> dict[str, np.ndarray]:
@@ -137,9 +140,9 @@ class _Groups:
         return {name: np.flatnonzero(np.array(names) == name) for name in sorted(set(names))}
 
     def inner_split(self, positions: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """(train, validation) positions: whole owners, in the order in which they come, until `share` is reached."""
+        """(train, validation) positions: whole owners, by a hash of their names, until `share` is reached."""
         owners = [self.owners[position] for position in positions]
-        order = list(dict.fromkeys(owners))
+        order = sorted(set(owners), key=lambda name: (digest(name), name))
         if len(order) < 2:
             raise InputError("one speaker is left to train on and none to choose the epoch by; use protocol=all")
         held: set[str] = set()
