@@ -85,8 +85,7 @@ def finetune(
     protocol = _protocol(task, corpus, targets, config, start_from)
     progress.note(f"{task.name}: {len(targets.rows)} labelled utterances; {protocol.description}")
     one = len(protocol.folds) == 1
-    numbered = enumerate(protocol.folds, start=1)  # for names that differ in what a folder's name cannot hold
-    runs = [out if one else out / "folds" / f"{i:02d}-{re.sub(r'[^\w-]+', '-', fold.name)}" for i, fold in numbered]
+    runs = [out if one else _fold_folder(out, *numbered) for numbered in enumerate(protocol.folds, start=1)]
     if not one and out.exists() and any(out.iterdir()) and not resume:
         raise InputError(f"{out}: holds a run already; add --resume to go on, or choose another --out")
     for fold, run in zip(protocol.folds, runs, strict=True):
@@ -450,6 +449,11 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
     return protocol
 
 
+def _fold_folder(out: Path, number: int, fold: Fold) -> Path:
+    """Numbered, since names may differ in what a folder's name cannot hold."""
+    return out / "folds" / f"{number:02d}-{re.sub('[^a-zA-Z0-9]+', '-', fold.name)}"
+
+
 def _check_modality(fusion: str, inputs: str) -> None:
     """The pools of one modality alone need that modality."""
     if {fusion, inputs} == {"audio", "text"}:
@@ -553,19 +557,8 @@ def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) ->
         for line in (run / "predictions.jsonl").read_text().splitlines()
     ]
     (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shared = (
-        "task",
-        "protocol",
-        "inputs",
-        "fusion",
-        "start_from",
-        "head",
-        "config",
-        "corpus",
-        "data_hash",
-        "versions",
-        "commit",
-    )
+    shared = ("task", "protocol", "inputs", "fusion", "start_from", "head")
+    shared += ("config", "corpus", "data_hash", "versions", "commit")
     evaluation: Evaluation = {name: each[0][name] for name in shared}
     evaluation |= {
         "model_fold": each[best]["fold"],
