@@ -167,6 +167,14 @@ def test_evaluating_a_model_again_gives_the_numbers_of_its_run(
     assert again["metrics"] == json.loads((runs[task] / "evaluation.json").read_text())["metrics"]
 
 
+def test_only_some_of_the_stores_of_a_run_are_refused_since_its_test_part_is_not_known(
+    labelled: Labelled, runs: dict[str, Path]
+) -> None:
+    both = [labelled.split, labelled.store]
+
+    assert "give all of them" in refusal(lambda: evaluate_task("emotion", both, runs["emotion"] / "model"))
+
+
 def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(
     labelled: Labelled, tmp_path: Path
 ) -> None:

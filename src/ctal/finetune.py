@@ -144,6 +144,11 @@ def evaluate_task(
         rows = {fold.name: fold.test for fold in protocol.folds}[saved["fold"]]
         said, checksum = f"the test part of the model's own fold ({protocol.description})", protocol.checksum
     else:
+        if set(saved.get("store_hashes", ())) & {store.content_hash for store in corpus.stores}:
+            raise InputError(
+                f"{model_folder}: was trained on some of these stores together with others; give all of them in the "
+                "order of its run, so that its test part is known"
+            )
         is_test = np.array([corpus.splits[row] == "test" for row in targets.rows])
         rows = targets.rows[is_test] if is_test.any() else targets.rows
         said, checksum = "the test part of the corpus" if is_test.any() else "every labelled utterance", None

@@ -67,6 +67,7 @@ class CorpusObjective(Generic[Model, Config]):
             "config": self.config.model_dump(),
             "corpus": [store.corpus for store in self.corpus.stores],
             "data_hash": self.corpus.content_hash,
+            "store_hashes": [store.content_hash for store in self.corpus.stores],
             "audio_hours": round(float(self.corpus.seconds[self.train_rows].sum()) / 3600, 3),
             **environment(),
         }
