@@ -127,7 +127,7 @@ spectral tilt; every utterance has its own channel, room, noise (20 to 35 dB) an
 
 ## The experiment
 
-An utterance has a word class c (−2 … 2: polarity and strength of its key word), a marker m (an opening such as
+An utterance has a word class c (−2 … 2: polarity and strength of its key words), a marker m (an opening such as
 "oh sure", or a plain one such as "by then") and a speaking style s. In the table: 1000 · P(c, m, s), then the emotion
 and the sentiment that follow.
 

@@ -1,6 +1,6 @@
 """The controlled experiment inside the demo corpus: one table, two rules, four styles, and the best possible scores.
 
-An utterance has a word class c (-2 … 2: polarity and strength of its key word), a marker m (in the words or not)
+An utterance has a word class c (-2 … 2: polarity and strength of its key words), a marker m (in the words or not)
 and a speaking style s. `CELLS` gives P(c, m, s); `emotion` and `sentiment` are functions of (c, m, s). So the best
 accuracy of anyone who knows only the words (c, m), only the sound (s), or both, is a finite sum, computed here and
 printed on the corpus card.
@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     """What is drawn for an utterance before anything else."""
 
     word_class: int
-    """Polarity and strength of the key word, -2 … 2."""
+    """Polarity and strength of the key words, -2 … 2."""
     marker: bool
     style: str
 

@@ -20,8 +20,8 @@ KEY_WORDS: Final[dict[int, tuple[str, ...]]] = {
 }
 """Word class (polarity and strength, -2 … 2) → its 10 key words; no word is in two classes.
 
-So few that each occurs some 28 times in the training part: of 40 a class, each met 7 times, neither a bag of words nor
-a Transformer learns in an hour of speech what they mean, and nothing could be seen of how words and sound combine.
+So few that each occurs some 56 times in the training part: of 40 a class, neither a bag of words nor a Transformer
+learns in an hour of speech what they mean, and nothing could be seen of how words and sound combine.
 """
 
 MARKERS: Final = (
