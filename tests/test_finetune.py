@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +16,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import NANO, CtalProcess, losses, record
+from conftest import NANO, CtalProcess, Labelled, losses, record
 from ctal import CtalForSequenceClassification, CtalForXVector
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import get_corpus
 from ctal.errors import InputError
 from ctal.finetune import evaluate_task, finetune, make_dataset
-from ctal.pretrain import load_processor, make_tokenizer, pretrain
-from ctal.recipes import FinetuneConfig, PretrainConfig, learning_rate, make_config
+from ctal.pretrain import load_processor
+from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.store import Store, prepare_store
 from ctal.tasks import TASKS, read_targets
 
-PITCH = {"angry": 300, "happy": 500, "sad": 120}
-SCORE = {"bad": -2.0, "so": 0.0, "good": 2.5}
 QUICK: dict[str, Any] = {
     **{name: value for name, value in NANO.items() if name != "steps"},
     **{"epochs": 2, "checkpoint_every": 4},
 }
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """48 utterances of 12 speakers: the pitch gives the emotion, a word the sentiment; with and without splits."""
-
-    store: Path
-    """Without splits: 5 folds."""
-    split: Path
-    """With train, validation and test part."""
-    pretrained: Path
-
-
-@pytest.fixture(scope="session")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
-    folder = tmp_path_factory.mktemp("labelled")
-    rng = np.random.default_rng(3)
-    lines = []
-    for number in range(48):
-        speaker = number % 12
-        emotion, word = (str(rng.choice(list(names))) for names in (PITCH, SCORE))
-        pitch, seconds = PITCH[emotion] + 5 * speaker, float(rng.uniform(0.4, 1.2))
-        audio = record(folder / f"u{number:02d}.flac", seconds, pitch, number)
-        labels = {"emotion": emotion, "sentiment": SCORE[word]}
-        text = f"it was {word} {rng.choice(['today', 'tomorrow', 'tea'])}"
-        lines.append({"audio": audio.name, "text": text, "speaker": f"s{speaker:02d}", **labels})
-    for name, split in (("store", {}), ("split", {9: "validation", 10: "validation"} | {11: "test", 8: "test"})):
-        manifest = folder / f"{name}.jsonl"
-        rows = [
-            {**line, "split": split.get(number % 12, "train")} if split else line for number, line in enumerate(lines)
-        ]
-        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        prepare_store(get_corpus("manifest").prepare(manifest), folder / name, corpus="tones", workers=1)
-    make_tokenizer(folder / "store", folder / "tokenizer", 280)
-    config = make_config(PretrainConfig, NANO, {"steps": 4})
-    architecture = {"frame_stack": 2, "hidden_dropout_prob": 0}
-    pretrain(
-        [folder / "store"],
-        folder / "pretrained",
-        config,
-        size="nano",
-        architecture=architecture,
-        tokenizer=folder / "tokenizer",
-    )
-    return Labelled(folder / "store", folder / "split", folder / "pretrained" / "model")
 
 
 def run(

@@ -138,3 +138,11 @@ def test_a_span_has_the_length_that_was_asked_for() -> None:
         is_masked = masked_frames(numbered(100), seed, spans=(25, 25)).is_masked
         assert int(is_masked.sum()) == 25
         assert int((is_masked[1:] != is_masked[:-1]).sum()) <= 2, "one run of frames"
+
+
+@given(frames=st.integers(1, 400), seed=st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_a_ratio_of_0_masks_nothing(frames: int, seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    masked = mask_frames(numbered(frames), ratio=0, min_span=20, max_span=50, generator=generator)
+    assert not masked.is_masked.any()

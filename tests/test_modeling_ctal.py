@@ -23,6 +23,7 @@ VARIANTS = [
     pytest.param({"frame_stack": 2}, id="stack 2"),
     pytest.param({"frame_stack": 4}, id="stack 4"),
     pytest.param({"audio_is_causal": True}, id="causal"),
+    pytest.param({"audio_sees_text": False}, id="without the text"),
 ]
 
 
@@ -270,7 +271,7 @@ def test_cross_attentions_are_distributions_over_the_tokens_of_the_utterance(fie
 
     outputs = model(**BATCH, output_attentions=True)
 
-    assert len(outputs.cross_attentions) == config.num_hidden_layers
+    assert len(outputs.cross_attentions) == (config.num_hidden_layers if model.config.audio_sees_text else 0)
     for weights in outputs.cross_attentions:
         longest = -(-BATCH["input_features"].shape[1] // config.frame_stack)
         assert weights.shape == (len(LENGTHS), config.num_attention_heads, longest, BATCH["input_ids"].shape[1])
@@ -487,3 +488,13 @@ def test_the_trainer_of_transformers_averages_accumulated_batches(tmp_path: Path
         trainer.train()
         norms.append(trainer.state.log_history[0]["grad_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("sees_text", [True, False])
+def test_the_audio_depends_on_the_text_only_where_it_sees_it(sees_text: bool):
+    model = pretraining_model(audio_sees_text=sees_text)
+    batch = utterance(12, 40, 1)
+    other = {**batch, "input_ids": batch["input_ids"].roll(1, 1)}
+    with torch.no_grad():
+        one, two = (model(**inputs, output_hidden_states=True).audio_hidden_state for inputs in (batch, other))
+    assert torch.equal(one, two) == (not sees_text)

@@ -233,3 +233,26 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         make_tokenizer(tmp_path / "noise", tmp_path / "tokenizer", 300)
     assert "not a text file in UTF-8" in refusal(error)
+
+
+def test_a_share_of_the_training_part_is_the_same_utterances_for_every_seed(tiny: TinyCorpus, trained: Path) -> None:
+    processor, model = load_model(trained / "model")
+    corpus = Corpus([Store(tiny.store)])
+    parts = [
+        PretrainingObjective(model, processor, corpus, make_config(PretrainConfig, NANO, fields)).split
+        for fields in ({}, {"train_share": 0.5}, {"train_share": 0.5, "seed": 1})
+    ]
+    assert set(parts[1].train) < set(parts[0].train)
+    assert len(parts[1].train) == round(len(parts[0].train) / 2)
+    assert np.array_equal(parts[1].train, parts[2].train)
+    assert np.array_equal(parts[1].validation, parts[0].validation)
+
+
+@pytest.mark.parametrize("ratio", ["text_mask_ratio", "audio_mask_ratio"])
+def test_one_proxy_task_alone_trains(tiny: TinyCorpus, tmp_path: Path, ratio: str) -> None:
+    fields = {"steps": 2, ratio: 0}
+    run([tiny.store], tmp_path / "run", tokenizer=tiny.tokenizer, fields=fields)
+    silent, heard = ("text_loss", "audio_loss") if ratio == "text_mask_ratio" else ("audio_loss", "text_loss")
+    for step in losses(tmp_path / "run").values():
+        assert step[silent] == 0
+        assert step[heard] > 0

@@ -410,6 +410,69 @@ def verify(
         sys.exit(2)
 
 
+class _AblateCommand(TyperCommand):
+    """Lists the plans that come with ctal below the help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from ctal.ablate import load_plan, plan_names
+
+        plans = "\n\n".join(f"**{name}**: {load_plan(name).about}" for name in plan_names())
+        self.epilog = f"{plans}\n\n{_PLAN_HELP}"
+        super().format_help(ctx, formatter)
+
+
+_PLAN_HELP = (
+    "A **plan of your own** is a YAML file with `size`, `seeds`, `base` (a variant's name) and `variants`: name → "
+    "fields that differ, in `pretraining:` and `finetuning:` (those of `--set` there; `pretraining: {steps: 0}` is "
+    "none). Optional: `about`, `tasks`, `vocab_size`, `vary_pretraining`, and `pretraining:` and `finetuning:` of all "
+    "variants."
+)
+
+
+@app.command(cls=_AblateCommand)
+def ablate(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan that comes with ctal, or a YAML file.")],
+    stores: StoresArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Workspace; several plans may share one.")],
+    pretrain_on: Annotated[
+        list[Path] | None,
+        typer.Option("--pretrain-on", metavar="STORE", help="Pre-train on this instead of STORE...; may be repeated."),
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer; else one is trained.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time; by default what the machine has room for.")
+    ] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Run the I-th of N parts, from 1.")] = "1/1",
+) -> None:
+    """Train a base and its variants with several seeds, and write a row a result to DIR/results.jsonl.
+
+    Interrupted, run it again: what is done stays, what was running goes on. Variants that differ in fine-tuning alone
+    share a pre-training. `ctal report DIR` makes tables with intervals of the rows.
+
+    Example: `ctal ablate paper-fusion demo/store --out ablations`
+    """
+    from ctal.ablate import load_plan, run_plan
+    from ctal.console import bar
+
+    first, slash, last = shard.partition("/")
+    if not (slash and first.isdecimal() and last.isdecimal()):
+        raise InputError(f"--shard {shard}: write it as I/N, for example 1/4")
+    chosen = load_plan(plan)
+    with _training() as progress, bar(f"{chosen.name}: results") as show:
+        rows = run_plan(
+            chosen,
+            out,
+            pretrain_on or stores,
+            dict.fromkeys(chosen.tasks, stores),
+            tokenizer=tokenizer,
+            jobs=jobs,
+            shard=(int(first), int(last)),
+            progress=progress,
+            show=show,
+        )
+    print(f"{rows}: the results; `ctal report {out}` makes tables of them")
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A states-*.ckpt of the authors' code.")],
@@ -506,7 +569,8 @@ def _with_bar(
 def _training() -> Iterator[TrainingProgress]:
     """A progress bar; ends the process with 143 after SIGTERM, and with 1 and one line when training diverged."""
     from ctal.console import TrainingProgress
-    from ctal.training import NonFiniteLoss, Terminated
+    from ctal.processes import Terminated
+    from ctal.training import NonFiniteLoss
 
     progress = TrainingProgress()
     try:

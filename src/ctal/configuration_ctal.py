@@ -118,6 +118,8 @@ class CtalConfig(_CheckedConfig):
     audio_config: dict | CtalAudioConfig | None = None
     audio_is_causal: bool = False
     """A frame sees itself and earlier frames only. The authors' code does this by accident (docs/parity.md)."""
+    audio_sees_text: bool = True
+    """The audio encoder attends to the last state of the text; without it the encoders never meet below the head."""
     position_init: str = "sinusoidal"
     """How a new model's learned positions start: as sinusoids as large as what they are added to, or `normal`, as in
     RoBERTa and the authors' code. Sinusoids find the way from sound to words in half the steps (docs/results.md)."""
@@ -125,7 +127,8 @@ class CtalConfig(_CheckedConfig):
     """The MLM decoder shares the word embeddings' weights; transformers reads it from the top level only."""
 
     fusion: str = "orthogonal"
-    """How a task's head combines text and audio: `orthogonal` (the paper's), `concat`, `text`, `audio` or `gated`."""
+    """How a task's head combines text and audio: `orthogonal` (the paper's), `orthogonal_attended` (that without
+    max-pooling), `concat`, `text`, `audio` or `gated`."""
     orthogonality_weight: float = 1.0
     """Of the orthogonality term in a task's loss; 0 leaves it out."""
     orthogonal_norm: str = "cosine"

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ctal.corpora.demo import make_demo
 from ctal.corpora.demo.card import demo_ceilings
 from ctal.finetune import Evaluation, finetune
 from ctal.pretrain import make_tokenizer, pretrain
-from ctal.processes import follow_parent, usable_cores
+from ctal.processes import training_pool, usable_cores
 from ctal.recipes import (
     FINETUNING,
     HEAD_DEFAULTS,
@@ -136,27 +135,14 @@ class _Job:
 def _in_parallel(
     calls: Mapping[str, Callable[[], Any]], show: Callable[[int, int], None], progress: Progress
 ) -> dict[str, Any]:
-    """What each call returns; on a CPU one in each core, since two threads make one only a little faster."""
-    one_by_one = torch.cuda.is_available()
-    workers = max(1, min(len(calls), 1 if one_by_one else usable_cores()))
-    # Spawned: a fork would copy the locks of the threads that this process has had.
-    with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:
-        futures = {pool.submit(_call, call, None if one_by_one else 1): name for name, call in calls.items()}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                progress.note(f"{futures[future]}: done, {done} of {len(calls)}")
-                show(done, len(calls))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    """What each call returns; one on each GPU, or in each core, since two threads make one only a little faster."""
+    with training_pool(max(1, min(len(calls), torch.cuda.device_count() or usable_cores()))) as pool:
+        futures = {pool.submit(call): name for name, call in calls.items()}
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            progress.note(f"{futures[future]}: done, {done} of {len(calls)}")
+            show(done, len(calls))
     return {name: future.result() for future, name in futures.items()}
-
-
-def _call(call: Callable[[], Any], threads: int | None) -> Any:
-    if threads:
-        torch.set_num_threads(threads)
-    return call()
 
 
 def _finetune_one(job: _Job, store: Path, model: Path, steps: int | None) -> None:

@@ -87,6 +87,15 @@ class OrthogonalFusion(Fusion):
         return Fused(vector, first + absolute_cosine(pools.audio_max, pools.text_max, self.norm))
 
 
+class OrthogonalAttendedFusion(Fusion):
+    """The paper's without its second kind of pool, the maxima, in whose place there are zeros."""
+
+    def forward(self, pools: Pools) -> Fused:
+        summed = pools.text_first + pools.audio_attended
+        vector = torch.cat([summed, torch.zeros_like(summed)], 1)
+        return Fused(vector, absolute_cosine(pools.audio_attended, pools.text_first, self.norm))
+
+
 class ConcatFusion(Fusion):
     """The authors' plain fusion: the first token beside the attended audio."""
 
@@ -136,6 +145,7 @@ class GatedFusion(Fusion):
 
 FUSIONS: dict[str, type[Fusion]] = {
     "orthogonal": OrthogonalFusion,
+    "orthogonal_attended": OrthogonalAttendedFusion,
     "concat": ConcatFusion,
     "text": TextFusion,
     "audio": AudioFusion,

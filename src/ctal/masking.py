@@ -91,6 +91,7 @@ def mask_frames(
 
     Args:
         features: (T, D), normalised, so that zero is the mean.
+        ratio: 0 masks nothing.
         short_masking: `fit` masks at least one span in every utterance of ≥ 10 frames, of at most half its length.
             `reference` leaves short utterances as they are (all of ≤ 66 frames, some up to 166) and never masks the
             last frame, as the authors' code does.
@@ -100,7 +101,7 @@ def mask_frames(
     if short_masking == "fit":
         span = min(span, frames // 2)
         positions = frames - span + 1
-        count = max(1, round(ratio * frames / span)) if frames >= MIN_MASKABLE_FRAMES else 0
+        count = max(1, round(ratio * frames / span)) if ratio and frames >= MIN_MASKABLE_FRAMES else 0
     else:
         positions = max(frames - span, 0)
         count = round(ratio * frames / span)

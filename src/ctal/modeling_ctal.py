@@ -221,10 +221,10 @@ class TextLayer(nn.Module):
 
 
 class AudioLayer(nn.Module):
-    def __init__(self, config: CtalAudioConfig, causal: bool) -> None:
+    def __init__(self, config: CtalAudioConfig, causal: bool, sees_text: bool) -> None:
         super().__init__()
         self.attention = SelfAttention(config, causal)
-        self.cross_attention = CrossAttention(config)
+        self.cross_attention = CrossAttention(config) if sees_text else None
         self.feed_forward = FeedForward(config)
 
     def forward(
@@ -236,7 +236,8 @@ class AudioLayer(nn.Module):
         weights: list[list[Tensor]] | None = None,
     ) -> Tensor:
         states = self.attention(states_ND, lengths, selected)
-        states = self.cross_attention(states, selected.lengths if selected else lengths, text, weights)
+        if self.cross_attention is not None:
+            states = self.cross_attention(states, selected.lengths if selected else lengths, text, weights)
         return self.feed_forward(states)
 
 
@@ -264,16 +265,16 @@ class TextEncoder(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """Frames, attending to each other and to the last state of the text."""
+    """Frames, attending to each other and, with `sees_text`, to the last state of the text."""
 
-    def __init__(self, config: CtalAudioConfig, causal: bool) -> None:
+    def __init__(self, config: CtalAudioConfig, causal: bool, sees_text: bool) -> None:
         super().__init__()
         self.dense = nn.Linear(config.feature_size * config.frame_stack, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.layers = nn.ModuleList(AudioLayer(config, causal) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(AudioLayer(config, causal, sees_text) for _ in range(config.num_hidden_layers))
 
     def forward(
         self,
@@ -350,7 +351,7 @@ class CtalModel(CtalPreTrainedModel):
     def __init__(self, config: CtalConfig) -> None:
         super().__init__(config)
         self.text_encoder = TextEncoder(config.text)
-        self.audio_encoder = AudioEncoder(config.audio, config.audio_is_causal)
+        self.audio_encoder = AudioEncoder(config.audio, config.audio_is_causal, config.audio_sees_text)
         self.post_init()
 
     def forward(

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from ctal.batching import Corpus, PretrainingDataset, hold_out
+from ctal.batching import Corpus, PretrainingDataset, digest, hold_out
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import diagnose
 from ctal.errors import InputError
@@ -43,6 +44,7 @@ def pretrain(
     tokenizer: Path | None = None,
     start_from: Path | None = None,
     resume: bool = False,
+    diagnosed: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation | None:
     """Pre-trains on `stores`; leaves `out/model` and what `ctal.training.train` leaves.
@@ -53,10 +55,11 @@ def pretrain(
         tokenizer: Folder of a tokenizer, for a new model.
         start_from: A `from_pretrained` folder whose weights, tokenizer and features are continued; then `size`,
             `architecture` and `tokenizer` are its own.
+        diagnosed: Also measure what the best model, the one in `out/model`, has learned.
 
     Returns:
-        What the best model, the one in `out/model`, has learned (`evaluate_model`), written to `out/evaluation.json`
-        too; None on other processes than the main one.
+        What that model has learned (`evaluate_model`), written to `out/evaluation.json` too; None where it is not
+        measured, and on other processes than the main one.
     """
     disable_progress_bar()
     corpus = open_corpus(stores)
@@ -73,7 +76,7 @@ def pretrain(
     for note in objective.notes():
         progress.note(note)
     train(objective, config, out, resume=resume, progress=progress)
-    if not process_state().is_main_process:
+    if not (diagnosed and process_state().is_main_process):
         return None
     evaluation = evaluate_model(stores, out / "model")
     (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
@@ -170,6 +173,10 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         self, model: CtalForPreTraining, processor: CtalProcessor, corpus: Corpus, config: PretrainConfig
     ) -> None:
         self.split = hold_out(corpus, config.validation_share)
+        if config.train_share < 1:
+            order = sorted(self.split.train.tolist(), key=lambda row: digest("train_share", corpus.ids[row]))
+            kept = order[: max(1, round(config.train_share * len(order)))]
+            self.split = self.split._replace(train=np.sort(np.array(kept)))
         self.max_frames = min(config.max_frames, model.config.audio.max_frames)
         rows = {"train_rows": self.split.train, "validation_rows": self.split.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=self.max_frames)

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-from multiprocessing import parent_process
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from threading import Thread
+from types import FrameType
+from typing import NamedTuple, NoReturn, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+
+class Terminated(Exception):
+    """SIGTERM was received; what can be gone on with is saved."""
 
 
 def follow_parent() -> None:
@@ -26,3 +41,83 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def training_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for trainings: one on each GPU, or with an even share of the cores.
+
+    Ctrl-C, SIGTERM (as `Terminated`) or a failure in the block ends what is running in them with SIGTERM, so that each
+    training writes a checkpoint first.
+    """
+    import torch
+
+    # Spawned: a fork would copy the locks of the threads that this process has had.
+    context = get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    devices = torch.cuda.device_count()
+    threads = max(1, usable_cores() // workers)
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        with ProcessPoolExecutor(workers, context, _start_worker, (numbers, devices, threads)) as pool:
+            try:
+                yield pool
+            except BaseException:
+                for child in active_children():
+                    child.terminate()
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated("stopped by SIGTERM; run the same command again to go on")
+
+
+def _start_worker(numbers: SimpleQueue[int], devices: int, threads: int) -> None:
+    follow_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if devices:
+        # Read when CUDA is first used, which has not happened yet in a spawned process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(numbers.get() % devices)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+class Cost(NamedTuple):
+    """What a call took."""
+
+    seconds: float
+    peak_memory_mb: float
+    """Of the process and, where there is one, of the GPU: the larger one."""
+
+
+def measured(call: Callable[[], ResultT]) -> tuple[ResultT, Cost]:
+    """What `call` returns, and what it took; memory is measured anew for each call where the system can (Linux)."""
+    import torch
+
+    peak = Path("/proc/self/clear_refs")
+    if peak.exists():
+        peak.write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - began
+    of_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return result, Cost(seconds, max(_peak_memory(), of_gpu) / 2**20)
+
+
+def _peak_memory() -> float:
+    """Bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(line.split()[1]) * 1024
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -61,6 +61,9 @@ class RunConfig(BaseModel):
 class PretrainConfig(RunConfig, MaskingConfig):
     """A run of `ctal pretrain`."""
 
+    train_share: float = Field(1.0, gt=0, le=1)
+    """Share of the training utterances that is used, chosen by a hash of their ids: how much do more data help?"""
+
 
 class FinetuneConfig(RunConfig):
     """A run of `ctal finetune`; the defaults are the paper's recipe (section 4.2) but for what a field says."""

@@ -31,6 +31,7 @@ from ctal.batching import Microbatch, PlannedStep, Position, load, seeded_genera
 from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
 from ctal.errors import InputError
 from ctal.files import folder_aside
+from ctal.processes import Terminated
 from ctal.recipes import RunConfig, check_same, learning_rate
 
 Batch = Mapping[str, Tensor]
@@ -90,10 +91,6 @@ class Objective(Protocol):
     def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
         """Writes a `from_pretrained` folder with its model card."""
         ...
-
-
-class Terminated(Exception):
-    """SIGTERM was received, and a checkpoint written."""
 
 
 class NonFiniteLoss(Exception):

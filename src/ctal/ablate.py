@@ -1,0 +1,563 @@
+"""Ablations: a base, variants that differ from it in a few fields, and seeds; each result is one row.
+
+A workspace holds
+
+    OUT/results.jsonl     a row for each (plan, variant, task, seed); `results-1-of-4.jsonl` of the first of four shards
+    OUT/pretraining/KEY/  a pre-training, shared by all that differs in fine-tuning only, of whatever plan
+    OUT/finetuning/KEY/   a fine-tuning's evaluation and predictions, without its weights
+    OUT/tokenizer-KEY/    the tokenizer, where none is given
+
+and KEY is a hash of everything that decides the result: data, tokenizer, settings, seeds. So nothing is computed twice,
+and what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ctal.batching import Corpus
+from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
+from ctal.errors import InputError, did_you_mean
+from ctal.feature_extraction_ctal import CtalFeatureExtractor
+from ctal.files import folder_aside
+from ctal.finetune import finetune
+from ctal.objective import environment, open_corpus
+from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, pretrain
+from ctal.processes import Cost, measured, training_pool, usable_cores
+from ctal.processing_ctal import CtalProcessor
+from ctal.recipes import (
+    FINETUNING,
+    HARMLESS,
+    HEAD_DEFAULTS,
+    MODEL_DEFAULTS,
+    PRETRAINING,
+    FinetuneConfig,
+    PretrainConfig,
+    make_config,
+)
+from ctal.tasks import TASKS
+from ctal.training import NonFiniteLoss, Progress, fast_precision
+
+ResultRow = dict[str, Any]
+"""One result; `_row` says what it holds."""
+
+
+class Variant(BaseModel):
+    """What differs from the plan's own fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    about: str = ""
+    """For the report."""
+    pretraining: dict[str, Any] = {}
+    """Fields of the run and of the model; `steps: 0` is no pre-training."""
+    finetuning: dict[str, Any] = {}
+    """Fields of the run and of the head."""
+    expected: Literal["worse", "better"] | None = None
+    """What the paper claims of it, compared with the base."""
+
+
+class Plan(BaseModel):
+    """A base run and its variants."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """Of the file, without `.yaml`."""
+    about: str = ""
+    size: str = "mini"
+    """nano, mini, tiny, base or large."""
+    vocab_size: int = Field(30_000, ge=256)
+    """Of the tokenizer, where none is given."""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    seeds: int = Field(5, ge=1)
+    """How many: 0, 1, …"""
+    vary_pretraining: bool = False
+    """A seed also varies the pre-training; otherwise there is one, with seed 0."""
+    pretraining: dict[str, Any] = {}
+    """Fields of all pre-trainings that differ from the recipe of `size`."""
+    finetuning: dict[str, Any] = {}
+    """Likewise of all fine-tunings."""
+    base: str
+    """The variant that the others are compared with."""
+    variants: dict[str, Variant]
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Plan:
+        for name, value, known in [
+            ("size", self.size, tuple(SIZES)),
+            ("base", self.base, tuple(self.variants)),
+            *(("tasks", task, tuple(TASKS)) for task in self.tasks),
+        ]:
+            if value not in known:
+                raise ValueError(f"{name}: '{value}' is none{did_you_mean(value, known)} of {', '.join(known)}")
+        return self
+
+
+def plan_names() -> list[str]:
+    """Plans that come with ctal."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _plans().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_plan(name: str) -> Plan:
+    """A plan that comes with ctal, by its name, or a YAML file; raises `InputError` naming what is wrong in it."""
+    file = Path(name)
+    if name in plan_names():
+        text = (_plans() / f"{name}.yaml").read_text(encoding="utf-8")
+    elif file.is_file():
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: not a text file in UTF-8; write the plan in YAML") from None
+    else:
+        known = plan_names()
+        raise InputError(f"plan '{name}'{did_you_mean(name, known)}: give a YAML file, or one of {', '.join(known)}")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{name}: a plan has the fields {', '.join(Plan.model_fields)}; this is none")
+    try:
+        plan = Plan(**{"name": file.stem, **fields})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = [str(part) for part in problem["loc"]]
+        known = (Variant if where[:1] == ["variants"] else Plan).model_fields
+        hint = did_you_mean(where[-1], known) if problem["type"] == "extra_forbidden" else ""
+        raise InputError(f"{name}: {': '.join([*where, problem['msg']])}{hint}") from None
+    for variant in plan.variants:
+        _Settings.of(plan, variant)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Everything that a variant trains with, but seeds and data."""
+
+    pretraining: dict[str, Any]
+    """Fields of `PretrainConfig`; `steps` of 0 is no pre-training."""
+    architecture: dict[str, Any]
+    finetuning: dict[str, Any]
+    """Fields of `FinetuneConfig`."""
+    head: dict[str, Any]
+
+    @classmethod
+    def of(cls, plan: Plan, variant: str) -> _Settings:
+        """Raises `InputError` naming plan, variant and field."""
+        own = plan.variants[variant]
+        fast = {"precision": fast_precision()}
+        pretraining = {**PRETRAINING[plan.size], **fast, **plan.pretraining, **own.pretraining}
+        finetuning = {**FINETUNING[plan.size], **fast, "workers": 0, **plan.finetuning, **own.finetuning}
+        architecture = {**MODEL_DEFAULTS.get(plan.size, {}), **_taken(pretraining, settable_fields())}
+        head = {**HEAD_DEFAULTS.get(plan.size, {}), **_taken(finetuning, HEAD_FIELDS)}
+        try:
+            for fields in (pretraining, finetuning):
+                if "seed" in fields:
+                    raise InputError("seed: a plan counts its seeds; set `seeds`")
+            for name in finetuning:
+                if name == "steps" or name not in FinetuneConfig.model_fields:
+                    known = [*FinetuneConfig.model_fields, *HEAD_FIELDS]
+                    raise InputError(f"finetuning: unknown field '{name}'{did_you_mean(name, known)}")
+            for name in pretraining:
+                if name not in PretrainConfig.model_fields:
+                    known = [*PretrainConfig.model_fields, *settable_fields()]
+                    raise InputError(f"pretraining: unknown field '{name}'{did_you_mean(name, known)}")
+            make_config(PretrainConfig, pretraining, {} if pretraining.get("steps") else {"steps": 1})
+            make_config(FinetuneConfig, finetuning)
+            CtalConfig.of_size(plan.size, **architecture, **head)
+        except InputError as error:
+            raise InputError(f"plan {plan.name}, variant '{variant}': {error}") from None
+        return cls(pretraining, architecture, finetuning, head)
+
+
+@dataclass(frozen=True)
+class _Pretraining:
+    key: str
+    folder: Path
+    size: str
+    config: dict[str, Any]
+    """Of `PretrainConfig`; `steps` of 0 is a new model as it starts."""
+    architecture: dict[str, Any]
+    tokenizer: Path
+    stores: tuple[Path, ...]
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "cost.json").is_file()
+
+    def run(self) -> None:
+        """Trains, or goes on, unless it is done."""
+        with _alone(self.folder):
+            if self.is_done:
+                return
+            if not self.config["steps"]:
+                _, cost = measured(self._start)
+                resume = False
+            else:
+                resume = (self.folder / "config.json").is_file()
+                _, cost = measured(
+                    partial(
+                        pretrain,
+                        self.stores,
+                        self.folder,
+                        make_config(PretrainConfig, self.config),
+                        size=self.size,
+                        architecture=self.architecture,
+                        tokenizer=self.tokenizer,
+                        resume=resume,
+                        diagnosed=False,
+                    )
+                )
+            _write_cost(self.folder, None if resume else cost)
+            _remove(self.folder, "checkpoints")
+
+    def _start(self) -> None:
+        processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(self.tokenizer))
+        torch.manual_seed(self.config["seed"])
+        model = new_model(self.size, processor, self.architecture)
+        with folder_aside(self.folder / "model") as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class _Finetuning:
+    key: str
+    folder: Path
+    task: str
+    config: dict[str, Any]
+    head: dict[str, Any]
+    pretraining: _Pretraining
+    stores: tuple[Path, ...]
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "cost.json").is_file()
+
+    def run(self) -> None:
+        """Trains, or goes on, unless it is done."""
+        with _alone(self.folder):
+            if self.is_done:
+                return
+            resume = any(self.folder.rglob("config.json"))
+            _, cost = measured(
+                partial(
+                    finetune,
+                    self.task,
+                    self.stores,
+                    self.folder,
+                    make_config(FinetuneConfig, self.config),
+                    start_from=self.pretraining.folder / "model",
+                    head=self.head,
+                    resume=resume,
+                )
+            )
+            _write_cost(self.folder, None if resume else cost)
+            # Weights of hundreds of runs fill a disk; the same settings make them again.
+            _remove(self.folder, "model", "checkpoints")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A row that is wanted, and the run that gives it."""
+
+    variant: str
+    seed: int
+    run: _Finetuning
+
+
+def run_plan(
+    plan: Plan,
+    out: Path,
+    pretraining_stores: Sequence[Path],
+    stores: Mapping[str, Sequence[Path]],
+    *,
+    tokenizer: Path | None = None,
+    jobs: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    progress: Progress,
+    show: Callable[[int, int], None],
+) -> Path:
+    """Runs what is missing of `plan` in the workspace `out`; returns the file that its rows are in.
+
+    Args:
+        stores: Task → what it is fine-tuned and judged on.
+        tokenizer: Its folder; None trains one on the first of `pretraining_stores`.
+        jobs: Trainings at a time; None: one on each GPU, or as many as cores and memory have room for.
+        shard: (i, n): the i-th of n parts of the fine-tunings, from 1. Parts that share a workspace share
+            pre-trainings.
+        show: Called with (results that are there, results in all).
+
+    Raises:
+        InputError: Wrong input, or a disk that is full; rows that are written stay.
+        NonFiniteLoss: At the end, where a variant diverged; the others have their rows.
+        Terminated: SIGTERM; what was running has saved a checkpoint.
+    """
+    number, parts = shard
+    if not 1 <= number <= parts:
+        raise InputError(f"--shard {number}/{parts}: give i/n with i from 1 to n")
+    with folder_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / (f"results-{number}-of-{parts}.jsonl" if parts > 1 else "results.jsonl")
+        wanted = _results(plan, out, pretraining_stores, stores, tokenizer)[number - 1 :: parts]
+        rows = _Rows(file)
+        corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
+
+        def record(run: _Finetuning) -> None:
+            for result in wanted:
+                if result.run.key == run.key:
+                    rows.add(_row(plan, result, corpora[run.task], out))
+            show(len(rows.of(plan.name, wanted)), len(wanted))
+
+        missing = {result.run.key: result.run for result in wanted}
+        for run in [run for run in missing.values() if run.is_done]:
+            record(missing.pop(run.key))
+        show(len(rows.of(plan.name, wanted)), len(wanted))
+        if missing:
+            _run_missing(list(missing.values()), jobs or _room(plan), record, progress)
+    return file
+
+
+def _run_missing(
+    missing: Sequence[_Finetuning], jobs: int, record: Callable[[_Finetuning], None], progress: Progress
+) -> None:
+    """Each pre-training once, then what builds on it; as soon as a process is free."""
+    waiting: dict[str, list[_Finetuning]] = {}
+    for run in missing:
+        waiting.setdefault(run.pretraining.key, []).append(run)
+    first = {run.pretraining.key: run.pretraining for run in missing}
+    diverged: list[str] = []
+    with training_pool(min(jobs, max(len(missing), 1))) as pool:
+        running: dict[Future[None], _Pretraining | _Finetuning] = {}
+        for pretraining in first.values():
+            if pretraining.is_done:
+                running |= {pool.submit(run.run): run for run in waiting.pop(pretraining.key)}
+        # After the fine-tunings that can start, so that first results come early.
+        running |= {pool.submit(first[key].run): first[key] for key in waiting}
+        while running:
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job = running.pop(future)
+                try:
+                    future.result()
+                except NonFiniteLoss as error:
+                    diverged.append(f"{job.folder}: {error}")
+                    progress.note(f"diverged, and left out: {diverged[-1]}")
+                    continue
+                if isinstance(job, _Finetuning):
+                    record(job)
+                else:
+                    progress.note(f"{job.folder}: pre-trained")
+                    running |= {pool.submit(run.run): run for run in waiting.pop(job.key)}
+    if diverged:
+        raise NonFiniteLoss(f"{len(diverged)} trainings diverged, for example {diverged[0]}")
+
+
+def _results(
+    plan: Plan,
+    out: Path,
+    pretraining_stores: Sequence[Path],
+    stores: Mapping[str, Sequence[Path]],
+    tokenizer: Path | None,
+) -> list[_Result]:
+    """Every row of the plan, in its order: all of the first seed first, so that a part of a plan is of use."""
+    pretraining_hash = open_corpus(pretraining_stores).content_hash
+    hashes = {task: open_corpus(stores[task]).content_hash for task in plan.tasks}
+    if tokenizer is None:
+        tokenizer = out / f"tokenizer-{_key(pretraining_hash, plan.vocab_size)}"
+        if not (tokenizer / "tokenizer.json").is_file():
+            make_tokenizer(Path(pretraining_stores[0]), tokenizer, plan.vocab_size)
+    load_tokenizer(tokenizer)
+    vocabulary = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    results = []
+    for seed in range(plan.seeds):
+        for variant in plan.variants:
+            settings = _Settings.of(plan, variant)
+            config = {**settings.pretraining, "seed": seed if plan.vary_pretraining else 0}
+            decides = (plan.size, _deciding(config), settings.architecture, pretraining_hash, vocabulary)
+            if not config["steps"]:
+                decides = (plan.size, "no pre-training", config["seed"], settings.architecture, vocabulary)
+            key = _key(*decides)
+            folder = out / "pretraining" / key
+            before = _Pretraining(
+                key, folder, plan.size, config, settings.architecture, tokenizer, tuple(pretraining_stores)
+            )
+            for task in plan.tasks:
+                tuned = {**settings.finetuning, "seed": seed}
+                if not config["steps"]:
+                    tuned["weights"] = "random"  # so that the seed varies the encoders' first weights too
+                own = _key(key, task, _deciding(tuned), settings.head, hashes[task])
+                run = _Finetuning(
+                    own, out / "finetuning" / f"{task}-{own}", task, tuned, settings.head, before, tuple(stores[task])
+                )
+                results.append(_Result(variant, seed, run))
+    return results
+
+
+def _row(plan: Plan, result: _Result, corpus: Corpus, out: Path) -> ResultRow:
+    run, variant = result.run, plan.variants[result.variant]
+    evaluation = json.loads((run.folder / "evaluation.json").read_text())
+    cost, before = _read_cost(run.folder), run.pretraining
+    identity = {
+        "plan": plan.name,
+        "plan_about": plan.about,
+        "base": plan.base,
+        "varies": "pre-training and fine-tuning" if plan.vary_pretraining else "fine-tuning",
+        "variant": result.variant,
+        "about": variant.about,
+        "expected": variant.expected,
+        "order": list(plan.variants).index(result.variant),
+        "task": run.task,
+        "seed": result.seed,
+    }
+    measured_on = {name: evaluation[name] for name in ("metrics", "protocol", "utterances", "corpus", "data_hash")}
+    pretraining = None
+    if before.config["steps"]:
+        saved = json.loads((before.folder / "model" / "run.json").read_text())
+        pretraining = {
+            "key": before.key,
+            "steps": before.config["steps"],
+            "audio_hours": saved["audio_hours"],
+            "validation_metrics": saved["metrics"],
+            **_read_cost(before.folder),
+        }
+    return {
+        **identity,
+        **measured_on,
+        "validation_metrics": evaluation.get("validation_metrics"),
+        "synthetic": "demo" in evaluation["corpus"],
+        "run": str(run.folder.relative_to(out)),
+        "run_key": run.key,
+        "pretraining": pretraining,
+        "size": plan.size,
+        "config": evaluation["config"],
+        "head": evaluation["head"],
+        "audio_hours": round(float(corpus.seconds.sum()) / 3600, 3),
+        **cost,
+        **environment(),
+    }
+
+
+class _Rows:
+    """A file of rows that survives a kill in the middle of a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[ResultRow] = []
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self.rows.append(json.loads(line))
+            except ValueError:
+                raise InputError(f"{path}, line {number}: not a row of results; remove that line") from None
+        if whole != text:
+            aside = path.with_suffix(".part")
+            aside.write_text(whole, encoding="utf-8")
+            aside.replace(path)
+
+    def add(self, row: ResultRow) -> None:
+        """Appends what is not there yet."""
+        if any(_same(row, other) for other in self.rows):
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows.append(row)
+
+    def of(self, plan: str, results: Iterable[_Result]) -> list[ResultRow]:
+        """Those that are there."""
+        wanted = {(each.variant, each.run.task, each.seed, each.run.key) for each in results}
+        return [
+            row
+            for row in self.rows
+            if row["plan"] == plan and (row["variant"], row["task"], row["seed"], row["run_key"]) in wanted
+        ]
+
+
+def _same(one: ResultRow, other: ResultRow) -> bool:
+    return all(one[name] == other[name] for name in ("plan", "variant", "task", "seed", "run_key"))
+
+
+@contextmanager
+def folder_errors(out: Path) -> Iterator[None]:
+    """What the system refuses in `out`, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror or error}; free space or mend its rights, and run it again") from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits while another process, of this or of another shard, works in `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write_cost(folder: Path, cost: Cost | None) -> None:
+    """Marks a run as done; last of all. `cost` is None for a run that was interrupted: nobody knows what it took."""
+    known = {"seconds": round(cost.seconds, 1), "peak_memory_mb": round(cost.peak_memory_mb)} if cost else {}
+    aside = folder / "cost.part"
+    aside.write_text(json.dumps({**known, "resumed": cost is None}))
+    aside.replace(folder / "cost.json")
+
+
+def _remove(folder: Path, *names: str) -> None:
+    """The folders below `folder` that are called so."""
+    for name in names:
+        for each in list(folder.rglob(name)):
+            shutil.rmtree(each)
+
+
+def _read_cost(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "cost.json").read_text())
+
+
+def _room(plan: Plan) -> int:
+    """How many trainings the machine has room for at a time."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    size = SIZES[plan.size]
+    layers, hidden = 2 * size["num_hidden_layers"], size["hidden_size"]
+    # Weights, gradients and two moments; some forty values a frame and layer are kept for the backward pass.
+    weights = 16 * (12 * layers * hidden**2 + plan.vocab_size * hidden)
+    activations = 4 * 40 * layers * hidden * PRETRAINING[plan.size].get("batch_frames", 6_000)
+    need = 700 * 2**20 + weights + activations
+    return max(1, min(usable_cores(), int(psutil.virtual_memory().available / need)))
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that touch the result."""
+    return {name: value for name, value in config.items() if name not in HARMLESS}
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _taken(fields: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Takes what is called so out of `fields`."""
+    return {name: fields.pop(name) for name in list(fields) if name in set(names)}
+
+
+def _plans() -> Any:
+    return resources.files("ctal") / "plans"

@@ -1,0 +1,208 @@
+"""Ablations: nothing is run twice, an interruption changes no row, and a mistake in a plan is said before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Labelled
+from ctal.ablate import Plan, load_plan, plan_names, run_plan
+from ctal.errors import InputError
+from ctal.training import Silence
+
+PLAN = """\
+about: a test
+size: nano
+vocab_size: 280
+tasks: [emotion]
+seeds: 2
+base: both
+pretraining: {steps: 20, batch_frames: 400, checkpoint_every: 5, workers: 0, precision: fp32}
+finetuning: {epochs: 3, batch_frames: 400, checkpoint_every: 3, precision: fp32}
+variants:
+  both: {}
+  scratch: {pretraining: {steps: 0}, expected: worse}
+  concat: {finetuning: {fusion: concat}}
+"""
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plan") / "small.yaml"
+    file.write_text(PLAN)
+    return file
+
+
+def run(plan: Plan, store: Path, out: Path, **more: Any) -> Path:
+    stores = {task: [store] for task in plan.tasks}
+    return run_plan(plan, out, [store], stores, jobs=1, progress=Silence(), show=lambda done, total: None, **more)
+
+
+def rows(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    read = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len({(row["variant"], row["seed"]) for row in read}) == len(read), "a result stands there twice"
+    return {(row["variant"], row["seed"]): row for row in read}
+
+
+def results(file: Path) -> dict[tuple[str, int], tuple[str, dict[str, float]]]:
+    """What an interruption must not change."""
+    return {name: (row["run_key"], row["metrics"]) for name, row in rows(file).items()}
+
+
+@pytest.fixture(scope="module")
+def done(plan_file: Path, labelled: Labelled, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the plan has run."""
+    out = tmp_path_factory.mktemp("ablation") / "work"
+    run(load_plan(str(plan_file)), labelled.split, out)
+    return out
+
+
+def test_every_variant_and_seed_has_one_row_that_says_what_it_is(done: Path):
+    found = rows(done / "results.jsonl")
+    assert set(found) == {(variant, seed) for variant in ("both", "scratch", "concat") for seed in (0, 1)}
+    for (variant, seed), row in found.items():
+        assert row["config"]["seed"] == seed
+        assert row["head"]["fusion"] == ("concat" if variant == "concat" else "orthogonal")
+        assert (row["pretraining"] is None) == (variant == "scratch")
+        assert 0 <= row["metrics"]["ua"] <= 1
+        assert row["seconds"] > 0
+        assert row["peak_memory_mb"] > 100
+        assert not row["synthetic"]
+    one, other = found["both", 0], found["both", 1]
+    assert one["run_key"] != other["run_key"]
+
+
+def test_variants_that_differ_in_fine_tuning_share_a_pre_training_and_no_weights_of_fine_tunings_stay(done: Path):
+    found = rows(done / "results.jsonl")
+    trained = {row["pretraining"]["key"] for row in found.values() if row["pretraining"]}
+    assert len(trained) == 1
+    assert len(list((done / "pretraining").glob("*/model"))) == 2  # with the one that is not trained
+    assert not list((done / "finetuning").rglob("*.safetensors"))
+
+
+def test_a_second_run_computes_nothing(done: Path, plan_file: Path, labelled: Labelled):
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    run(load_plan(str(plan_file)), labelled.split, done)
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()} == before
+
+
+def test_shards_are_parts_of_the_whole(done: Path, plan_file: Path, labelled: Labelled):
+    plan = load_plan(str(plan_file))
+    parts = [results(run(plan, labelled.split, done, shard=(number, 2))) for number in (1, 2)]
+    for number in (1, 2):
+        (done / f"results-{number}-of-2.jsonl").unlink()
+    assert not set(parts[0]) & set(parts[1])
+    assert {**parts[0], **parts[1]} == results(done / "results.jsonl")
+
+
+def test_a_row_that_was_cut_short_is_written_again(done: Path, plan_file: Path, labelled: Labelled):
+    file = done / "results.jsonl"
+    expected, text = results(file), file.read_text()
+    file.write_text(text[:-40])
+    run(load_plan(str(plan_file)), labelled.split, done)
+    assert results(file) == expected
+
+
+IN_PRETRAINING = "pretraining/*/checkpoints/*"
+IN_FINETUNING = "finetuning/*/checkpoints/*"
+AFTER_A_RESULT = "results.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("end", "reached"),
+    [
+        (signal.SIGKILL, IN_PRETRAINING),
+        (signal.SIGKILL, IN_FINETUNING),
+        (signal.SIGKILL, AFTER_A_RESULT),
+        (signal.SIGTERM, IN_FINETUNING),
+    ],
+)
+def test_an_interruption_changes_no_row(
+    done: Path,
+    plan_file: Path,
+    labelled: Labelled,
+    tmp_path: Path,
+    end: signal.Signals,
+    reached: str,
+):
+    out = tmp_path / "work"
+    command = ["ablate", str(plan_file), str(labelled.split), "--out", str(out), "--jobs", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "ctal", *command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(out.glob(reached)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, end)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (143 if end == signal.SIGTERM else -end), errors
+    kept = results(out / "results.jsonl") if (out / "results.jsonl").is_file() else {}
+    assert len(kept) < 6
+    run(load_plan(str(plan_file)), labelled.split, out)
+    assert results(out / "results.jsonl") == results(done / "results.jsonl")
+    resumed = [row["resumed"] for row in rows(out / "results.jsonl").values()]
+    assert sum(resumed) <= 1, "a run that was not interrupted says that it was"
+
+
+def test_a_disk_that_is_full_is_one_line_and_rows_survive(
+    done: Path,
+    plan_file: Path,
+    labelled: Labelled,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    import ctal.ablate
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    expected = results(done / "results.jsonl")
+    monkeypatch.setattr(ctal.ablate, "_run_missing", refuse)
+    with pytest.raises(InputError, match="No space left on device; free space"):
+        run(load_plan(str(plan_file)).model_copy(update={"seeds": 3}), labelled.split, done)
+    assert results(done / "results.jsonl") == expected
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("finetuning: {fusion: concat}", "finetuning: {fusoin: concat}", "variant 'concat': .*did you mean 'fusion'"),
+        ("finetuning: {fusion: concat}", "finetuning: {fusion: mean}", "variant 'concat': fusion='mean'"),
+        ("pretraining: {steps: 0}", "pretraining: {frame_stak: 4}", "variant 'scratch': .*did you mean 'frame_stack'"),
+        ("expected: worse", "expectd: worse", "expectd.*did you mean 'expected'"),
+        ("size: nano", "size: nanno", "did you mean 'nano'"),
+        ("base: both", "base: bot", "did you mean 'both'"),
+        ("tasks: [emotion]", "tasks: [emotions]", "did you mean 'emotion'"),
+        ("seeds: 2", "seeds: 0", "seeds: Input should be greater"),
+        ("about: a test", "about: [", "not YAML"),
+        (PLAN, "- a list", "a plan has the fields"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_plan_names_it(tmp_path: Path, right: str, wrong: str, message: str):
+    file = tmp_path / "plan.yaml"
+    assert right in PLAN
+    file.write_text(PLAN.replace(right, wrong))
+    with pytest.raises(InputError, match=message) as error:
+        load_plan(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
+    assert plan_names() == ["model", "paper-fusion", "paper-pretraining", "quirks"]
+    for name in plan_names():
+        assert load_plan(name).about
+    with pytest.raises(InputError, match="did you mean 'quirks'"):
+        load_plan("quirk")
+
+
+def test_a_store_that_is_not_there_is_one_line(plan_file: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="nowhere"):
+        run(load_plan(str(plan_file)), tmp_path / "nowhere", tmp_path / "work")
