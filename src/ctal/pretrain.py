@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -187,7 +188,12 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         return {"data_hash": self.corpus.content_hash, **self.model.config.architecture()}
 
     def score(self, metrics: Metrics) -> float:
-        return metrics["loss"]
+        """The product of both losses, as its logarithm: a per cent of either counts as much.
+
+        In their sum nats outweigh L1: a text encoder that begins to learn few transcripts by heart would end the
+        progress of the audio.
+        """
+        return sum(math.log(metrics[name]) for name in ("text_loss", "audio_loss") if metrics[name] > 0)
 
     def rate_scale(self, parameter: str) -> float:
         return 1.0
