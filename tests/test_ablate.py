@@ -196,7 +196,15 @@ def test_a_mistake_in_a_plan_names_it(tmp_path: Path, right: str, wrong: str, me
 
 
 def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
-    assert plan_names() == ["model", "paper-claims", "paper-fusion", "paper-pretraining", "quirks"]
+    assert plan_names() == [
+        "model",
+        "paper-claims",
+        "paper-fusion",
+        "paper-pretraining",
+        "quirks",
+        "real-emotion",
+        "real-verification",
+    ]
     for name in plan_names():
         assert load_plan(name).about
     with pytest.raises(InputError, match="did you mean 'quirks'"):

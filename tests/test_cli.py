@@ -19,6 +19,7 @@ from conftest import REPOSITORY, CtalProcess, Finished, TinyCorpus, pretrain_arg
 from ctal.cli import app, main
 from ctal.configuration_ctal import settable_fields
 from ctal.recipes import PretrainConfig
+from ctal.store import Store
 
 Cli = Callable[..., Finished]
 
@@ -316,3 +317,16 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     )
     assert shown.stdout.startswith(str(tmp_path / "site" / "ctal"))
     assert "pretrain" in shown.stdout
+
+
+# Parts that lie in different folders --------------------------------------------------------------------------------
+
+
+def test_a_store_can_be_put_into_one_part_as_a_whole(ctal: Cli, tmp_path: Path):
+    (tmp_path / "sound").mkdir()
+    record(tmp_path / "sound" / "a.wav", 0.5)
+    assert ctal("prepare", "folder", tmp_path / "sound", tmp_path / "store", "--split", "test").code == 0
+    assert Store(tmp_path / "store").index.splits == ["test"]
+    assert "did you mean 'test'" in refusal(
+        ctal("prepare", "folder", tmp_path / "sound", tmp_path / "other", "--split", "tset")
+    )

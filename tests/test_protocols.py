@@ -101,6 +101,18 @@ def test_a_split_without_validation_or_test_part_says_what_stands_in() -> None:
     assert "flatters" in no_test.description
 
 
+def test_one_recording_a_training_speaker_leaves_no_pairs_to_choose_the_epoch_by_and_all_train() -> None:
+    source = corpus(speakers=15, splits=lambda name: "test" if split_of(name) == "test" else "train")
+    tests = [row for row in range(len(source.ids)) if source.splits[row] == "test"]
+    once = [row for row in range(15) if source.splits[row] == "train"]
+    rows = np.array(sorted([*tests, *once]))
+
+    fold = make_protocol("auto", source, rows, 0.1, in_pairs=True).folds[0]
+
+    assert (fold.train.tolist(), fold.validation.tolist(), fold.test.tolist()) == (once, [], tests)
+    assert len(make_protocol("auto", source, rows, 0.1).folds[0].validation), "a task without pairs chooses as ever"
+
+
 def test_a_split_that_shares_speakers_says_so() -> None:
     source = corpus()
     source.splits = ["test" if number % 3 == 0 else "train" for number in range(len(source.ids))]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperCommand
 
-from ctal.corpora import corpus_names, get_corpus
+from ctal.corpora import all_in, corpus_names, get_corpus
 from ctal.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def prepare(
     root: Annotated[Path, typer.Argument(metavar="ROOT_OR_FILE", help="Where the corpus lies.")],
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store to write.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Put every utterance into this part: train, validation or test.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A file that cannot be used is an error.")] = False,
 ) -> None:
     """Read a corpus into an Arrow store: checked audio, transcripts, speakers, labels.
@@ -76,8 +79,10 @@ def prepare(
     from ctal.console import bar
     from ctal.store import prepare_store
 
+    utterances = get_corpus(corpus).prepare(root)
+    if split is not None:
+        utterances = all_in(split, utterances)
     with bar("preparing") as progress:
-        utterances = get_corpus(corpus).prepare(root)
         summary = prepare_store(utterances, store, corpus=corpus, workers=workers, strict=strict, progress=progress)
     _show_summary(summary)
 

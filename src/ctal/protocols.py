@@ -8,6 +8,7 @@ them, the description says so. Orders are given by hashes of names: nothing is d
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def make_protocol(
     splits = np.array([corpus.splits[row] or "train" for row in rows])
     groups = _Groups(corpus, rows)
     if name in ("auto", "split") and ((splits == "test").any() or name == "split"):
-        return _published_split(corpus, rows, splits, groups, validation_share)
+        return _published_split(corpus, rows, splits, groups, validation_share, in_pairs)
     if name == "all":
         nothing = rows[:0]
         fold = Fold("all", rows, nothing, nothing)
@@ -155,13 +156,16 @@ class _Groups:
 
 
 def _published_split(
-    corpus: Corpus, rows: np.ndarray, splits: np.ndarray, groups: _Groups, validation_share: float
+    corpus: Corpus, rows: np.ndarray, splits: np.ndarray, groups: _Groups, validation_share: float, in_pairs: bool
 ) -> Protocol:
     parts = {name: np.flatnonzero(splits == name) for name in ("train", "validation", "test")}
     if not len(parts["train"]):
         raise InputError("protocol=split: no labelled utterance is in the training part; add it to the store")
     said = "the corpus's own split"
-    if not len(parts["validation"]):
+    in_train = Counter(groups.owners[position] for position in parts["train"])
+    if in_pairs and not len(parts["validation"]) and len(parts["test"]) and max(in_train.values()) == 1:
+        said += "; the last epoch is taken, for nobody in the training part has two recordings to choose it by"
+    elif not len(parts["validation"]):
         parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share)
         said += f"; the epoch is chosen on other {groups.unit} of its training part"
     if not len(parts["test"]):

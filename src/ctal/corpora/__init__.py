@@ -7,12 +7,14 @@ audio and in an order that depends only on what is on disk. `ctal.store` turns t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
 from ctal.errors import InputError, did_you_mean
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,16 @@ _MODULES = {
     "voxceleb1": "voxceleb1",
 }
 """Corpus name → module of this package that defines `CORPUS`; one line adds a corpus."""
+
+
+def all_in(split: str, utterances: Iterable[Utterance]) -> Iterator[Utterance]:
+    """`utterances`, all of them in the part called `split`: for corpora whose parts lie in different folders.
+
+    Raises `InputError` for another name than `train`, `validation` or `test`.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split '{split}'{did_you_mean(split, SPLITS)}: choose from {', '.join(SPLITS)}")
+    return (replace(utterance, split=split) for utterance in utterances)
 
 
 def corpus_names() -> tuple[str, ...]:
