@@ -479,6 +479,46 @@ def ablate(
 
 
 @app.command()
+def reproduce(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="paper-base or paper-large.")],
+    librispeech: Annotated[Path, typer.Option(metavar="DIR", help="Holds train-clean-100, dev-clean, test-clean, …")],
+    iemocap: Annotated[Path, typer.Option(metavar="DIR", help="IEMOCAP_full_release, unpacked.")],
+    mosei: Annotated[Path, typer.Option(metavar="DIR", help="CMU-MOSEI; `ctal prepare --help` tells its layouts.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of everything that is made.")],
+    size: Annotated[str | None, typer.Option(help="Another size than the recipe's, to try things out.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each pre-training, instead of a million.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each fine-tuning, instead of 20.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Of each fine-tuning, instead of 5.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=256, help="Of the tokenizer, instead of 30,000.")] = None,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """From the raw corpora to the paper's tables and ablations: prepare, tokenizer, pre-train, fine-tune, report.
+
+    Interrupted, run it again: it goes on where it stopped.
+
+    Example: `ctal reproduce paper-base --librispeech LibriSpeech --iemocap IEMOCAP_full_release --mosei CMU_MOSEI --out
+    paper --dry-run`
+    """
+    from ctal.reproduce import Scale, dry_run
+    from ctal.reproduce import reproduce as run
+
+    scale = Scale.of(recipe, size, steps=steps, epochs=epochs, seeds=seeds, vocab_size=vocab_size)
+    roots = {"librispeech": librispeech, "iemocap": iemocap, "mosei": mosei}
+    if is_dry:
+        from rich.console import Console
+
+        Console().print(dry_run(scale, roots))
+        return
+    from ctal.report import write_ablation_report
+
+    with _training() as progress:
+        rows = run(scale, roots, out, progress=progress)
+    for note in write_ablation_report([rows], [out / "report.html", out / "report.md"]):
+        print(note, file=sys.stderr)
+    print(f"{out / 'report.html'}: the tables; {rows}: the results")
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A states-*.ckpt of the authors' code.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],

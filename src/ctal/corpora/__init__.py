@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ctal.errors import InputError, did_you_mean
 
-SPLITS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ def all_in(split: str, utterances: Iterable[Utterance]) -> Iterator[Utterance]:
 
     Raises `InputError` for another name than `train`, `validation` or `test`.
     """
-    if split not in SPLITS:
-        raise InputError(f"split '{split}'{did_you_mean(split, SPLITS)}: choose from {', '.join(SPLITS)}")
+    if split not in PARTS:
+        raise InputError(f"split '{split}'{did_you_mean(split, PARTS)}: choose from {', '.join(PARTS)}")
     return (replace(utterance, split=split) for utterance in utterances)
 
 

@@ -1,7 +1,8 @@
 """LibriSpeech (V. Panayotov et al., ICASSP 2015) as its archives unpack: SUBSET/SPEAKER/CHAPTER/ID.flac.
 
-Transcripts stand in SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, one `ID TEXT` a line. Subsets prescribe no
-split here: which speakers are held out is decided where training starts.
+Transcripts stand in SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, one `ID TEXT` a line. Where training subsets lie
+beside others, their names are the split: train-*, dev-* (validation) and test-*. Otherwise there is none, and which
+speakers are held out is decided where training starts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
+from ctal.corpora.reading import SPLITS
 from ctal.errors import InputError
 
 _SUFFIXES = (".flac", ".wav")
@@ -32,18 +34,20 @@ def prepare(root: Path) -> Iterator[Utterance]:
             f"{root}: no SPEAKER/CHAPTER folders as in LibriSpeech; name the folder that holds train-clean-100, "
             "dev-clean … or one of these, or use `ctal prepare folder` for recordings in any order"
         )
+    parts = {subset.name: SPLITS.get(subset.name.partition("-")[0]) for subset in subsets}
+    is_split = {"train"} < {part for part in parts.values() if part}
     for chapter in chapters:
-        yield from _utterances(chapter)
+        yield from _utterances(chapter, parts[chapter.parent.parent.name] if is_split else None)
 
 
-def _utterances(chapter: Path) -> Iterator[Utterance]:
+def _utterances(chapter: Path, split: str | None) -> Iterator[Utterance]:
     speaker = chapter.parent.name
     transcripts = _transcripts(chapter)
     recordings = sorted(path for path in chapter.iterdir() if path.suffix.lower() in _SUFFIXES)
     for audio in recordings:
-        yield Utterance(audio.stem, audio, text=transcripts.get(audio.stem), speaker=speaker)
+        yield Utterance(audio.stem, audio, text=transcripts.get(audio.stem), speaker=speaker, split=split)
     for id in sorted(transcripts.keys() - {audio.stem for audio in recordings}):
-        yield Utterance(id, chapter / f"{id}.flac", text=transcripts[id], speaker=speaker)
+        yield Utterance(id, chapter / f"{id}.flac", text=transcripts[id], speaker=speaker, split=split)
 
 
 def _transcripts(chapter: Path) -> dict[str, str | None]:
