@@ -553,6 +553,32 @@ def demo(
 
 
 @app.command()
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Files that `ctal ablate` wrote, or folders of them.")
+    ],
+    out: Annotated[
+        list[Path] | None,
+        typer.Option("--out", "-o", metavar="FILE", help="report.html or .md; may be repeated."),
+    ] = None,
+) -> None:
+    """Compare the variants of ablations: means and paired differences with 95 % intervals over seeds, and costs.
+
+    Results of several shards are merged. Each plan, task, data set and protocol has a table of its own. HTML is one
+    file that needs no network; Markdown holds the same tables.
+
+    Example: `ctal report ablations -o report.html -o results.md`
+    """
+    from ctal.report import write_ablation_report
+
+    outs = out or [Path("report.html")]
+    for note in write_ablation_report(results, outs):
+        print(note, file=sys.stderr)
+    for each in outs:
+        print(f"{each}: written")
+
+
+@app.command()
 def settings(
     verb: Annotated[str, typer.Argument(metavar="VERB", help="pretrain or finetune.")] = "pretrain",
 ) -> None:

@@ -28,6 +28,7 @@ from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
 
 from ctal.audio import SAMPLING_RATE
+from ctal.diagnostics import Interval
 from ctal.errors import InputError
 
 VOID = ("br", "col", "img")
@@ -58,11 +59,16 @@ def join(*parts: Any) -> Html:
 
 
 def write_page(out: Path, title: str, body: Html) -> None:
-    """Writes the file, whole as it is; missing folders are made. Raises `InputError` where that cannot be."""
+    """Writes a file that needs no other. Raises `InputError` where it cannot be written."""
     page = Template((files("ctal") / "templates" / "report.html").read_text(encoding="utf-8"))
+    write_text(out, page.substitute(title=escape(title), body=body))
+
+
+def write_text(out: Path, text: str) -> None:
+    """Missing folders are made. Raises `InputError` where the file cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page.substitute(title=escape(title), body=body), encoding="utf-8")
+        out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another file") from None
 
@@ -248,6 +254,51 @@ class Plot:
         parts.append(element("text", self.x_name, x=middle, y=self.height - 4, text_anchor="middle"))
         box = f"0 0 {self.WIDTH} {self.height}"
         return element("svg", *parts, *marks, viewBox=box, role="img", aria_label=description)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axis that all rows of a forest plot share."""
+
+    ticks: Sequence[float]
+    reference: float | None = 0.0
+    """Where a line goes through all rows."""
+    label: Callable[[float], str] = "{:.3g}".format
+
+    WIDTH, MARGIN, CHARACTER = 240, 20, 7.5
+
+    def x(self, value: float) -> float:
+        share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+        return round(float(self.MARGIN + share * (self.WIDTH - 2 * self.MARGIN)), 1)
+
+    def bar(self, interval: Interval, description: str, values: Iterable[float] = ()) -> Html:
+        """A row: the interval and its mean, and below them the values that they are of."""
+        marks = []
+        if self.reference is not None:
+            zero = self.x(self.reference)
+            marks.append(element("line", x1=zero, x2=zero, y1=0, y2=28, class_="zero"))
+        if math.isfinite(interval.low):
+            left, width = self.x(interval.low), round(self.x(interval.high) - self.x(interval.low), 1)
+            marks.append(element("rect", x=left, width=width, y=9, height=10, class_="interval"))
+        if math.isfinite(interval.mean):
+            marks.append(element("circle", cx=self.x(interval.mean), cy=14, r=4.5, class_="mean"))
+        marks += [element("circle", cx=self.x(value), cy=24.5, r=1.8, class_="value") for value in values]
+        return element("svg", *marks, viewBox=f"0 0 {self.WIDTH} 28", role="img", aria_label=description)
+
+    def axis(self) -> Html:
+        parts = [element("line", x1=self.x(self.ticks[0]), x2=self.x(self.ticks[-1]), y1=1, y2=1, class_="grid")]
+        for tick in self.ticks:
+            x = self.x(tick)
+            parts.append(element("line", x1=x, x2=x, y1=1, y2=5, class_="grid"))
+        taken: list[tuple[float, float]] = []
+        # 0 first, then the ends, then what there is room for.
+        for tick in sorted(self.ticks, key=lambda tick: (tick != 0, tick not in (self.ticks[0], self.ticks[-1]))):
+            text = minus(self.label(tick or 0.0))  # there is a -0.0
+            x, half = self.x(tick), self.CHARACTER * (len(text) + 1) / 2
+            if all(x + half <= low or high <= x - half for low, high in taken):
+                taken.append((x - half, x + half))
+                parts.append(element("text", text, x=x, y=16, text_anchor="middle"))
+        return element("svg", *parts, viewBox=f"0 0 {self.WIDTH} 20", aria_hidden="true")
 
 
 def read_json(path: Path, mend: str) -> dict[str, Any]:

@@ -30,11 +30,11 @@ from ctal.recipes import PretrainConfig
 from ctal.report.html import (
     Html,
     Plot,
+    Scale,
     colour_bar,
     element,
     four_decimals,
     join,
-    minus,
     picture,
     player,
     read_json,
@@ -484,7 +484,7 @@ def _comparison_table(comparisons: Sequence[Comparison], unit: str) -> Html:
     finite = [0.0, *filter(math.isfinite, ends)]
     # Gains that round to 0 must not fill the axis.
     smallest = SMALLEST_REACH if max(map(abs, finite)) < SMALLEST_REACH else 0.0
-    scale = _Scale(round_ticks(min(*finite, -smallest), max(*finite, smallest), 3))
+    scale = Scale(round_ticks(min(*finite, -smallest), max(*finite, smallest), 3))
     names = ("What is masked, and the reference", "Model", "Reference", "Gain")
     header = element("tr", *(element("th", name, scope="col") for name in names), element("th", class_="plot"))
     rows = []
@@ -497,7 +497,7 @@ def _comparison_table(comparisons: Sequence[Comparison], unit: str) -> Html:
                 element("td", four_decimals(each.model.mean), data_label="Model"),
                 element("td", four_decimals(each.reference.mean), data_label="Reference"),
                 element("td", *_interval(each.gain), data_label="Gain"),
-                element("td", scale.bar(each, sentence), class_=f"plot {verdict}"),
+                element("td", scale.bar(each.gain, sentence), class_=f"plot {verdict}"),
             )
         )
     footer = element("tr", element("td", colspan=4), element("td", scale.axis(), class_="plot"))
@@ -523,42 +523,6 @@ def _verdict(comparison: Comparison) -> tuple[str, str]:
     if math.isnan(gain.low):
         return "undecided", f"◆ Undecided: too few utterances for an interval ({count})."
     return "undecided", f"◆ Undecided: the interval includes 0 ({count})."
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """The gain axis that all rows of a forest plot share."""
-
-    ticks: Sequence[float]
-
-    WIDTH, MARGIN, LABEL_WIDTH = 240, 20, 34
-
-    def x(self, value: float) -> float:
-        share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
-        return round(float(self.MARGIN + share * (self.WIDTH - 2 * self.MARGIN)), 1)
-
-    def bar(self, comparison: Comparison, description: str) -> Html:
-        gain, zero = comparison.gain, self.x(0)
-        marks = [element("line", x1=zero, x2=zero, y1=0, y2=28, class_="zero")]
-        if math.isfinite(gain.low):
-            left, width = self.x(gain.low), round(self.x(gain.high) - self.x(gain.low), 1)
-            marks.append(element("rect", x=left, width=width, y=9, height=10, class_="interval"))
-        if math.isfinite(gain.mean):
-            middle = self.x(gain.mean)
-            marks.append(element("line", x1=middle, x2=middle, y1=6, y2=22, class_="mean"))
-        return element("svg", *marks, viewBox=f"0 0 {self.WIDTH} 28", role="img", aria_label=description)
-
-    def axis(self) -> Html:
-        line = {"x1": self.x(self.ticks[0]), "x2": self.x(self.ticks[-1])}
-        parts = [element("line", **line, y1=1, y2=1, class_="grid")]
-        for tick in self.ticks:
-            x = self.x(tick)
-            parts.append(element("line", x1=x, x2=x, y1=1, y2=5, class_="grid"))
-        ends = [tick for tick in (self.ticks[0], self.ticks[-1]) if abs(self.x(tick) - self.x(0)) > self.LABEL_WIDTH]
-        labels = (
-            element("text", minus(f"{tick:.3g}"), x=self.x(tick), y=16, text_anchor="middle") for tick in (0.0, *ends)
-        )
-        return element("svg", *parts, *labels, viewBox=f"0 0 {self.WIDTH} 20", aria_hidden="true")
 
 
 def _interval(interval: Interval) -> tuple[str, Html]:
