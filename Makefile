@@ -1,5 +1,5 @@
 # Everything a fresh machine needs: Python 3.11 or newer, make and a package index.
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench bench-quick clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,12 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+bench: $(STAMP)  ## all measurements, into docs/performance.md: half an hour of an otherwise idle machine
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(STAMP)  ## the same at tiny sizes, for its equality checks
+	$(BIN)/python -m benchmarks --quick
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: the authors' recipe, built from transformers' classes, and ours (docs/performance.md)."""

@@ -1,0 +1,53 @@
+"""`python -m benchmarks [NAMES…] [--quick] [--audio FOLDER]`, from the root of the repository."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import data_loading, features, inference, length, pretraining_step, startup
+from benchmarks.harness import describe_machine, publish, say
+
+BENCHMARKS = {
+    "pretraining_step": pretraining_step.main,
+    "inference": inference.main,
+    "features": features.main,
+    "data_loading": data_loading.main,
+    "startup": startup.main,
+    "length": length.main,
+}
+
+
+def main() -> int:
+    """Exit code 1 where results that must be equal are not, else 0, whatever the times."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAMES", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: for the equality checks, not for the times")
+    parser.add_argument("--audio", type=Path, help="a folder of recordings for `inference`; default: made-up ones")
+    asked = parser.parse_args()
+    for name in asked.names:
+        if name not in BENCHMARKS:
+            parser.error(f"no benchmark '{name}': choose from {', '.join(BENCHMARKS)}")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    failed = []
+    for name in asked.names or BENCHMARKS:
+        machine, began = describe_machine(), time.monotonic()
+        say(f"== {name}")
+        extra = {"audio": asked.audio} if name == "inference" else {}
+        report = BENCHMARKS[name](quick=asked.quick, **extra)
+        machine["took"] = f"{time.monotonic() - began:.0f} s"
+        publish(report, machine, command, asked.quick)
+        if not report.passed:
+            failed.append(name)
+    if failed:
+        say(f"results differ in: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

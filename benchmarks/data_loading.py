@@ -1,0 +1,206 @@
+"""From a store to batches, with nobody training: ours beside one .npy file an utterance and a CSV of them.
+
+Both draw the same utterances, masks and batches through the same loader, so that reading is all that differs. The
+trainer does nothing but take the batches; what `mini` would consume stands beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from benchmarks.harness import Check, Report, Spread, Table, alternate, significant, times_faster
+from benchmarks.pretraining_step import OURS, Trainers
+from benchmarks.samples import librispeech_like_seconds, masked_batch, write_recordings
+from ctal import CtalFeatureExtractor, CtalProcessor
+from ctal.batching import Corpus, Microbatch, PretrainingDataset, StepPlan, collate, load, seeded_generator
+from ctal.corpora import get_corpus
+from ctal.masking import mask_frames, mask_tokens
+from ctal.objective import frame_counts
+from ctal.pretrain import load_tokenizer, make_dataset, make_tokenizer
+from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
+from ctal.store import Store, prepare_store
+
+_WORKERS = 2
+_WARM_EPOCHS = 4
+"""A worker keeps what it has made itself: before the fourth epoch, with two workers, seven eighths of everything."""
+
+
+class FilePerUtterance(Dataset):
+    """Features from a .npy file each, named in a CSV with the transcripts."""
+
+    def __init__(self, table: Path, like: PretrainingDataset) -> None:
+        """Tokens and masks are those that `like` gives the same utterance."""
+        self.like = like
+        with table.open(newline="") as file:
+            self.rows = list(csv.DictReader(file))
+
+    def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
+        return collate([self._utterance(row, microbatch.epoch) for row in microbatch.rows])
+
+    def _utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
+        name, like = self.rows[row], self.like
+        generator = seeded_generator(like.seed, epoch, name["id"])
+        features = torch.from_numpy(np.load(name["path"]))
+        tokens = mask_tokens(
+            torch.tensor(like.encode(name["text"])),
+            vocab_size=like.vocab_size,
+            mask_id=like.mask_id,
+            special_ids=like.special_ids,
+            ratio=like.masking.text_mask_ratio,
+            generator=generator,
+        )
+        frames = mask_frames(
+            features,
+            ratio=like.masking.audio_mask_ratio,
+            min_span=like.masking.min_span,
+            max_span=like.masking.max_span,
+            generator=generator,
+        )
+        return {
+            "input_ids": tokens.input_ids,
+            "labels": tokens.labels,
+            "input_features": frames.features,
+            "feature_labels": features,
+            "mask_time_indices": frames.is_masked,
+        }
+
+
+def write_features(folder: Path, dataset: PretrainingDataset) -> Path:
+    """A .npy file an utterance, float32 as the authors have them; returns the CSV of them."""
+    folder.mkdir()
+    table = folder / "features.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", "path", "text"))
+        for row in range(len(dataset.corpus)):
+            stored = dataset.corpus.read(row)
+            path = folder / f"{row:05d}.npy"
+            np.save(path, dataset.features(row, stored).numpy())
+            writer.writerow((stored.id, path, stored.text))
+    return table
+
+
+def forget(folder: Path) -> None:
+    """Drops the files in a folder from the system's cache, so that they are read from the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)  # what is not written yet is not dropped
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def seconds_of_epoch(make: Callable[[], Dataset], plan: StepPlan, epochs: int, cold: Path | None = None) -> float:
+    """What the last of `epochs` takes, one loader through; a single epoch includes the start of the workers."""
+    if cold:
+        forget(cold)
+    steps = [[Microbatch(epoch, tuple(rows.tolist())) for rows in plan.steps(epoch)] for epoch in range(epochs)]
+    before_last = sum(map(len, steps[:-1]))
+    began = time.perf_counter()
+    with closing(load(make(), chain.from_iterable(steps), _WORKERS)) as batches:
+        for number, _ in enumerate(batches, 1):
+            if number == before_last:
+                began = time.perf_counter()
+        return time.perf_counter() - began
+
+
+def consumption(size: str, frame_stack: int, seconds: Sequence[float], steps: int) -> float:
+    """Audio seconds a second that training takes, in fp32."""
+    trainers, row = Trainers(size), replace(OURS, frame_stack=frame_stack, seconds=tuple(seconds))
+    trainers.prepare(row)
+    batch = masked_batch(row.seconds, row.config(size))
+    for _ in range(steps):
+        trainers.step(row, batch)
+    return sum(row.seconds) / Spread.of(sum(parts) for parts in trainers.parts[row]).median
+
+
+def main(quick: bool) -> Report:
+    """Recordings as long as LibriSpeech's, in a folder that is deleted afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(Path(folder), quick)
+
+
+def _measure(folder: Path, quick: bool) -> Report:
+    report = Report("data_loading")
+    count, scale, rounds, size = (16, 0.1, 1, "nano") if quick else (160, 1.0, 3, "mini")
+    write_recordings(folder / "recordings", [scale * each for each in librispeech_like_seconds(count)])
+    store = folder / "store"
+    prepare_store(get_corpus("folder").prepare(folder / "recordings"), store, corpus="made up", workers=1)
+    make_tokenizer(store, folder / "tokenizer", 300)
+    processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(folder / "tokenizer"))
+    max_frames = processor.feature_extractor.max_frames
+
+    def ours(cache_megabytes: int) -> PretrainingDataset:
+        config = make_config(PretrainConfig, {"cache_megabytes": cache_megabytes})
+        return make_dataset(Corpus([Store(store)]), processor, config, max_frames=max_frames, seed=0)
+
+    corpus = Corpus([Store(store)])
+    lengths = frame_counts(corpus, processor, max_frames)
+    plan = StepPlan(np.arange(len(corpus)), lengths, corpus.shards, round(6000 * scale), seed=0)
+    table = write_features(folder / "npy", ours(0))
+
+    def npy() -> FilePerUtterance:
+        return FilePerUtterance(table, ours(0))
+
+    first = Microbatch(0, tuple(next(iter(plan.steps(0))).tolist()))
+    mine, theirs = ours(0)[first], npy()[first]
+    difference = max(float((mine[name].float() - theirs[name].float()).abs().max()) for name in mine)
+    report.checks.append(Check("largest difference of a batch from that of the files", difference, 0))
+
+    baseline = "a .npy file an utterance and a CSV"
+    contenders: dict[str, Callable[[], float]] = {
+        f"{baseline}, warm disk": partial(seconds_of_epoch, npy, plan, 1),
+        "ours, from FLAC in the store, warm disk": partial(seconds_of_epoch, partial(ours, 0), plan, 1),
+        f"ours, features kept in the workers' memory, epoch {_WARM_EPOCHS}": partial(
+            seconds_of_epoch, partial(ours, 512), plan, _WARM_EPOCHS
+        ),
+    }
+    if hasattr(os, "posix_fadvise"):
+        contenders |= {
+            f"{baseline}, cold disk": partial(seconds_of_epoch, npy, plan, 1, folder / "npy"),
+            "ours, from FLAC in the store, cold disk": partial(seconds_of_epoch, partial(ours, 0), plan, 1, store),
+        }
+    seconds = alternate(contenders, rounds)
+    audio = float(corpus.seconds.sum())
+    stacks = (1, MODEL_DEFAULTS[size]["frame_stack"])
+    needs = {stack: consumption(size, stack, corpus.seconds[:6].tolist(), 2 if quick else 5) for stack in stacks}
+    rows = []
+    for name, each in seconds.items():
+        rate = Spread.of(audio / value for value in each)
+        faster = str(times_faster(next(iter(seconds.values())), each))
+        rows.append((name, str(rate), faster, *(significant(rate.median / need) for need in needs.values())))
+    columns = (
+        *("", "audio s/s", "times the first row"),
+        *(f"times what `{size}` takes, {stack} frame{'s' * (stack > 1)} joined" for stack in stacks),
+    )
+    report.tables.append(Table(f"Batches of {audio / 60:.1f} min, {_WORKERS} workers", columns, rows))
+    report.notes += [
+        *(
+            f"`{size}` with frame_stack {stack} trains at {significant(need)} audio s/s"
+            for stack, need in needs.items()
+        ),
+        f"on disk: {_megabytes(folder / 'npy')} MB of .npy files, {_megabytes(store)} MB of store",
+        "an epoch with the start of the workers, except where the fourth of one loader is told",
+    ]
+    report.measured = {"audio_seconds": audio, "seconds": seconds, "consumption": needs}
+    return report
+
+
+def _megabytes(folder: Path) -> str:
+    return significant(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6)

@@ -1,0 +1,284 @@
+"""What all benchmarks share: alternating rounds, peak memory, the machine's own limits, and how results are written.
+
+Nothing here asserts a time. A `Check` is about equal results, and is all that can fail.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ctal.objective import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "performance.md"
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+# Time -------------------------------------------------------------------------------------------------------------
+
+
+class Spread(NamedTuple):
+    """Several measurements of one thing."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return significant(self.median)
+        return f"{significant(self.median)} ({significant(self.low)}–{significant(self.high)})"
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values))
+
+
+def significant(value: float) -> str:
+    """Three significant digits, whole numbers from 100 on."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contender in every round; a contender that returns a float has timed itself.
+
+    Every other round goes backwards, so that neither a machine that slows down nor a neighbour in the order favours
+    anyone.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        names = list(contenders)
+        for name in names if number % 2 == 0 else reversed(names):
+            gc.collect()
+            began = time.perf_counter()
+            own = contenders[name]()
+            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - began)
+            say(f"  round {number + 1} of {rounds}: {name}: {seconds[name][-1]:.3g} s")
+    return seconds
+
+
+def times_faster(baseline: Sequence[float], contender: Sequence[float]) -> Spread:
+    """Ratios of the seconds of the same rounds."""
+    return Spread.of(slow / quick for slow, quick in zip(baseline, contender, strict=True))
+
+
+def python(*arguments: str) -> float:
+    """Seconds that an interpreter of its own takes for `arguments`, from its start to its end."""
+    return _seconds(lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True))
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak_memory(work: Callable[..., object], *arguments: object) -> float:
+    """GB (10⁹ bytes) that a fresh process holds at most while it does `work`, libraries included.
+
+    Infinite where the system kills it for want of memory, not a number where the system does not tell. `work` is a
+    function at the top of a module.
+    """
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, work, arguments))
+    process.start()
+    sender.close()
+    try:
+        peak: float = receiver.recv()
+    except EOFError:
+        peak = math.inf
+    process.join()
+    if process.exitcode and process.exitcode > 0:
+        raise RuntimeError(f"{work.__name__}{arguments} failed in its process; the reason stands above")
+    return peak
+
+
+def available_memory() -> float:
+    """GB that processes can still have; not a number where the system does not tell."""
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(name: str) -> float:
+    meminfo = Path("/proc/meminfo")
+    found = re.search(rf"{name}:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return int(found[1]) * 1024 / 1e9 if found else math.nan
+
+
+def _measure(sender: Connection, work: Callable[..., object], arguments: Sequence[object]) -> None:
+    mark = Path("/proc/self/oom_score_adj")
+    if mark.exists():
+        mark.write_text("1000")  # where memory does not suffice, this process is to go, not a bystander
+    work(*arguments)
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    sender.send(int(found[1]) * 1024 / 1e9 if found else math.nan)
+
+
+# The machine ------------------------------------------------------------------------------------------------------
+
+
+class Limits(NamedTuple):
+    """What this machine can do at best, with the threads that the benchmarks use."""
+
+    fp32: float
+    """Operations (multiplications and additions) a second of a matrix product."""
+    bf16: float
+    bandwidth: float
+    """Bytes a second, read and written, of a copy in memory."""
+
+    def of(self, precision: str) -> float:
+        return self.bf16 if precision == "bf16" else self.fp32
+
+    def __str__(self) -> str:
+        return (
+            f"matrix products {self.fp32 / 1e9:,.0f} (fp32) and {self.bf16 / 1e9:,.0f} (bf16) billion operations a "
+            f"second, copies {self.bandwidth / 1e9:.1f} GB/s"
+        )
+
+    def better(self, other: Limits) -> Limits:
+        return Limits(*(max(pair) for pair in zip(self, other, strict=True)))
+
+
+def measure_limits(quick: bool) -> Limits:
+    """The best of several shapes and repetitions; a benchmark asks before and after it has measured."""
+    return Limits(_matrix_peak(torch.float32, quick), _matrix_peak(torch.bfloat16, quick), _bandwidth(quick))
+
+
+def _matrix_peak(dtype: torch.dtype, quick: bool) -> float:
+    """Of shapes as in the model, and of squares."""
+    shapes = [(512, 256, 512)] if quick else [(6000, 768, 3072), (6000, 3072, 768), (2048, 2048, 2048), (4096,) * 3]
+    rates = []
+    for rows, inner, columns in shapes:
+        left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+        seconds = min(_seconds(lambda left=left, right=right: F.linear(left, right)) for _ in range(5))
+        rates.append(2 * rows * inner * columns / seconds)
+    return max(rates)
+
+
+def _bandwidth(quick: bool) -> float:
+    source = torch.ones(2**22 if quick else 2**27)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(_seconds(lambda: target.copy_(source)) for _ in range(5))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def describe_machine() -> dict[str, str]:
+    """What a number is worth nothing without, by name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    known = environment()
+    return {
+        "CPU": model[1] if model else platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
+        "memory": f"{_meminfo('MemTotal'):.0f} GB",
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": ", ".join(f"{name} {version}" for name, version in known["versions"].items()),
+        "commit": str(known["commit"]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "load average before": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown",
+    }
+
+
+# Results ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """That two ways to compute one thing agree."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+    """Whether the limit is the smallest good value (a cosine), not the largest (a difference)."""
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        verdict = "" if self.passed else " – **not met**"
+        return f"{self.name}: {self.value:.6g} ({'≥' if self.at_least else '≤'} {self.limit:g}){verdict}"
+
+
+@dataclass(frozen=True)
+class Table:
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+    def __str__(self) -> str:
+        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        return f"**{self.caption}**\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@dataclass
+class Report:
+    """What a benchmark found."""
+
+    name: str
+    tables: list[Table] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    """All single measurements, for the JSON file."""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def markdown(self, machine: Mapping[str, str], command: str) -> str:
+        described = "; ".join(f"{name} {value}" for name, value in machine.items())
+        points = "\n".join(f"- {each}" for each in [*self.checks, *self.notes])
+        parts = [*map(str, self.tables), points, f"Measured with `{command}`. {described}."]
+        return "\n\n".join(filter(None, parts))
+
+
+def publish(report: Report, machine: Mapping[str, str], command: str, quick: bool) -> None:
+    """Prints a report and writes its JSON; unless `quick`, also into the document, between the benchmark's markers."""
+    text = report.markdown(machine, command)
+    say(f"\n{text}\n")
+    RESULTS.mkdir(exist_ok=True)
+    content = {"machine": machine, "command": command, **asdict(report)}
+    path = RESULTS / f"{report.name}{'-quick' if quick else ''}.json"
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    if not quick:
+        DOCUMENT.write_text(_between_markers(DOCUMENT.read_text(), report.name, text))
+
+
+def _between_markers(document: str, name: str, text: str) -> str:
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if document.count(start) != 1 or document.count(end) != 1:
+        raise ValueError(f"{DOCUMENT}: needs the markers {start} and {end}, once each")
+    before, rest = document.split(start)
+    return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"

@@ -1,0 +1,356 @@
+"""A step of pre-training: forward, backward, clipping and AdamW, ours beside the authors' recipe.
+
+All rows of one size train the same weights in one process (`Trainers`), so that only one contender's activations are in
+memory at a time and each finds the allocator as training leaves it. Peak memory is measured in a fresh process each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baseline import Attention, AuthorsModel, compare, copy_weights
+from benchmarks.harness import (
+    Check,
+    Limits,
+    Report,
+    Spread,
+    Table,
+    alternate,
+    available_memory,
+    measure_limits,
+    peak_memory,
+    say,
+    significant,
+    times_faster,
+)
+from benchmarks.samples import MIXED_SECONDS, NEIGHBOURING_SECONDS, masked_batch
+from ctal import CtalConfig, CtalForPreTraining
+from ctal.masking import IGNORED
+from ctal.modeling_ctal import stack_frames
+from ctal.recipes import PretrainConfig, make_config
+from ctal.training import parameter_groups
+
+Precision = Literal["fp32", "bf16"]
+Batch = Mapping[str, Tensor]
+
+LOSS_LIMIT = 1e-5
+GRADIENT_LIMIT = 1e-4
+"""How far ours may be from the baseline in fp32, with equal weights and without dropout."""
+
+_RECIPE = make_config(PretrainConfig)
+_CHECK_SECONDS = (1.0, 3.5, 2.2)
+_WARM_UP_SECONDS = (1.0,)
+
+
+# Contenders -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to take a step."""
+
+    name: str
+    ours: bool
+    seconds: tuple[float, ...] = MIXED_SECONDS
+    """Length of each utterance."""
+    attention: Attention = "eager"
+    """Of the baseline; ours has one way."""
+    attention_dropout: float = 0.0
+    precision: Precision = "fp32"
+    causal: bool = False
+    """Of ours; the baseline always is."""
+    frame_stack: int = 1
+    has_memory: bool = True
+    """Whether its peak memory is measured."""
+
+    def config(self, size: str) -> CtalConfig:
+        return CtalConfig.of_size(
+            size,
+            attention_probs_dropout_prob=self.attention_dropout,
+            audio_is_causal=self.causal,
+            frame_stack=self.frame_stack,
+        )
+
+    def build(self, size: str) -> nn.Module:
+        config = self.config(size)
+        return CtalForPreTraining(config) if self.ours else AuthorsModel(config, self.attention)
+
+
+AUTHORS = Row("authors' recipe, neighbouring lengths", ours=False, seconds=NEIGHBOURING_SECONDS, attention_dropout=0.1)
+"""The headline baseline: what the authors trained with."""
+AUTHORS_RANDOM = Row("authors' recipe, random lengths", ours=False, attention_dropout=0.1)
+FAIREST = Row(
+    "the same model, neighbouring lengths, attention dropout 0 and SDPA",
+    ours=False,
+    seconds=NEIGHBOURING_SECONDS,
+    attention="sdpa",
+)
+OURS = Row("ours, fp32", ours=True)
+OURS_CAUSAL = Row("ours, fp32, causal as the authors' model", ours=True, causal=True, has_memory=False)
+OURS_BF16 = Row("ours, bf16", ours=True, precision="bf16")
+OURS_DROPOUT = Row("ours, fp32, attention dropout 0.1", ours=True, attention_dropout=0.1)
+OURS_BF16_DROPOUT = Row("ours, bf16, attention dropout 0.1", ours=True, attention_dropout=0.1, precision="bf16")
+ROWS = (AUTHORS, AUTHORS_RANDOM, FAIREST, OURS, OURS_CAUSAL, OURS_BF16, OURS_DROPOUT, OURS_BF16_DROPOUT)
+STACKED = tuple(
+    Row(f"ours, fp32, {stack} frames joined: not the same maths", ours=True, frame_stack=stack) for stack in (2, 4)
+)
+
+
+class Parts(NamedTuple):
+    """Seconds of a step."""
+
+    forward: float
+    backward: float
+    update: float
+    """Clipping and the optimiser."""
+
+
+def make_optimizer(model: nn.Module, ours: bool) -> torch.optim.Optimizer:
+    """AdamW as `ctal.training` has it, or, for the baseline, a kernel an operation and tensor."""
+    groups = parameter_groups(model, _RECIPE.weight_decay, lambda name: 1.0)
+    return torch.optim.AdamW(groups, lr=_RECIPE.learning_rate, eps=_RECIPE.adam_epsilon, fused=ours, foreach=False)
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: Precision) -> Parts:
+    """One update of the weights, as the loop in `ctal.training` does it on one device."""
+    began = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = model(**batch).loss
+    forward = time.perf_counter()
+    loss.backward()
+    backward = time.perf_counter()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), _RECIPE.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    update = time.perf_counter()
+    if not torch.isfinite(loss):
+        raise RuntimeError("the loss is not a number: such a step is not worth timing")
+    return Parts(forward - began, backward - forward, update - backward)
+
+
+class Trainers:
+    """Models of one size for any row; those with parameters of the same shapes share them and their optimiser."""
+
+    def __init__(self, size: str) -> None:
+        self.size = size
+        self._models: dict[Row, nn.Module] = {}
+        self._families: dict[tuple[bool, int], tuple[nn.Module, torch.optim.Optimizer]] = {}
+        self.parts: dict[Row, list[Parts]] = {}
+
+    def prepare(self, row: Row) -> None:
+        """Makes the row's model, and takes a short step, so that no first time of anything is measured."""
+        model = row.build(self.size)
+        family = (row.ours, row.frame_stack)
+        if family in self._families:
+            model.load_state_dict(self._families[family][0].state_dict(keep_vars=True), assign=True)
+        else:
+            self._families[family] = model, make_optimizer(model, row.ours)
+        self._models[row] = model
+        self.step(row, masked_batch(_WARM_UP_SECONDS, row.config(self.size)))
+        self.parts[row] = []
+
+    def step(self, row: Row, batch: Batch) -> None:
+        _, optimizer = self._families[row.ours, row.frame_stack]
+        self.parts.setdefault(row, []).append(take_step(self._models[row], optimizer, batch, row.precision))
+
+
+def train_once(row: Row, size: str) -> None:
+    """A step in a process of its own; a short one goes before, since the optimiser has no moments before it."""
+    trainers = Trainers(size)
+    trainers.prepare(row)
+    trainers.step(row, masked_batch(row.seconds, row.config(size)))
+
+
+# Work -------------------------------------------------------------------------------------------------------------
+
+
+def operations(config: CtalConfig, batch: Batch, *, all_positions: bool = True) -> float:
+    """Multiplications and additions of the matrix products of a step, padding left out; the backward pass counts twice.
+
+    Args:
+        all_positions: Count every layer and head on every position, as the model is defined, whatever is skipped. Else
+            only what ours computes: queries and feed-forward of the last audio layer and both heads on masked positions
+            alone.
+    """
+    width, inner, stack = config.hidden_size, config.audio.intermediate_size, config.audio.frame_stack
+    tokens = batch["attention_mask"].sum(1).tolist()
+    frames = stack_frames(batch["feature_attention_mask"][..., None], stack).amax(2).sum(1).tolist()
+    total = 0
+    wanted_tokens, wanted_frames = tokens, frames
+    if not all_positions:
+        wanted_tokens = (batch["labels"] != IGNORED).sum(1).tolist()
+        wanted_frames = stack_frames(batch["mask_time_indices"][..., None].long(), stack).amax(2).sum(1).tolist()
+    frame_size = config.audio.feature_size * stack
+    for L, T, tokens_out, frames_out in zip(tokens, frames, wanted_tokens, wanted_frames, strict=True):
+        total += config.text.num_hidden_layers * (L * (4 * width**2 + 2 * width * inner) + 2 * L * L * width)
+        total += tokens_out * (width**2 + width * config.text.vocab_size)
+        total += T * frame_size * width
+        total += frames_out * (width**2 + width * frame_size)
+        for number in range(config.audio.num_hidden_layers):
+            is_last = number == config.audio.num_hidden_layers - 1
+            out = frames_out if is_last else T
+            queries = T if config.audio_is_causal else out
+            total += T * 2 * width**2 + queries * width**2 + 2 * queries * T * width  # self-attention
+            total += L * 2 * width**2 + 2 * out * L * width  # keys and values of the text, cross-attention
+            total += out * (3 * width**2 + 2 * width * inner)  # other projections, feed-forward
+    return 3 * 2 * float(total)
+
+
+# Tables -----------------------------------------------------------------------------------------------------------
+
+
+def check_equality(size: str) -> list[Check]:
+    """Losses and gradients of ours and the baseline on a batch of mixed lengths."""
+    without_dropout = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    config = CtalConfig.of_size(size, audio_is_causal=True, position_init="normal", **without_dropout)
+    torch.manual_seed(0)
+    ours, authors = CtalForPreTraining(config), AuthorsModel(config)
+    copy_weights(ours, authors)
+    found = compare(ours, authors, masked_batch(_CHECK_SECONDS, config))
+    checks = [
+        Check(f"`{size}`: difference of the losses, fp32, equal weights, dropout 0", found.loss, LOSS_LIMIT),
+        Check(f"`{size}`: relative difference of the gradients, at most", found.gradient, GRADIENT_LIMIT),
+    ]
+    for check in checks:
+        say(f"  {check}")
+    return checks
+
+
+def measure(size: str, rows: Sequence[Row], rounds: int) -> tuple[dict[Row, list[float]], dict[Row, float], Trainers]:
+    """Seconds of every row in every round, peak memory in GB of every row, and where the time went.
+
+    A row for which memory does not suffice has no seconds.
+    """
+    memory = {row: peak_memory(train_once, row, size) for row in rows if row.has_memory}
+    for row, peak in memory.items():
+        say(f"  {size}, {row.name}: {peak:.2f} GB")
+    trainers = Trainers(size)
+    for row in rows:
+        trainers.prepare(row)
+    available = available_memory()
+    contenders = {
+        row.name: partial(trainers.step, row, masked_batch(row.seconds, row.config(size)))
+        for row in rows
+        if not memory.get(row, 0) > available  # what is not known is tried
+    }
+    seconds = alternate(contenders, rounds)
+    return {row: seconds[row.name] for row in rows if row.name in seconds}, memory, trainers
+
+
+def step_table(
+    caption: str,
+    size: str,
+    rows: Sequence[Row],
+    seconds: Mapping[Row, Sequence[float]],
+    memory: Mapping[Row, float],
+    limits: Limits,
+) -> Table:
+    """Rows against the first of them."""
+    columns = (
+        "",
+        "s a step",
+        "audio s/s",
+        "times the first row",
+        "memory, GB",
+        "of the first row's",
+        "of peak",
+        "done",
+    )
+    baseline = rows[0]
+    lines = []
+    for row in rows:
+        peak = memory.get(row, float("nan"))
+        share = f"{100 * peak / memory[baseline]:.0f} %" if row in memory else "–"
+        if row not in seconds:
+            lines.append((row.name, "out of memory", *("–",) * 6))
+            continue
+        spread = Spread.of(seconds[row])
+        config, batch = row.config(size), masked_batch(row.seconds, row.config(size))
+        rate = limits.of(row.precision) * spread.median
+        model, done = (operations(config, batch, all_positions=each) / rate for each in (True, False))
+        lines.append(
+            (
+                row.name,
+                str(spread),
+                significant(sum(row.seconds) / spread.median),
+                str(times_faster(seconds[baseline], seconds[row])) if row is not baseline else "1",
+                significant(peak),
+                share,
+                f"{100 * model:.0f} %",
+                f"{100 * done:.0f} %" if row.ours else "–",
+            )
+        )
+    return Table(caption, columns, lines)
+
+
+def parts_table(size: str, rows: Sequence[Row], parts: Mapping[Row, Sequence[Parts]]) -> Table:
+    """Where the time of a step goes."""
+    lines = []
+    for row in rows:
+        if each := parts.get(row):
+            medians = [Spread.of(column).median for column in zip(*each, strict=True)]
+            lines.append((row.name, *(f"{100 * part / sum(medians):.0f} %" for part in medians)))
+    return Table(f"`{size}`: where a step goes", ("", "forward", "backward", "clipping and AdamW"), lines)
+
+
+def _with_memory(rows: Sequence[Row], measured: Sequence[Row]) -> list[Row]:
+    """The peak memory of few rows, since a process of its own takes longer than their steps."""
+    return [replace(row, has_memory=row in measured) for row in rows]
+
+
+def main(quick: bool) -> Report:
+    """Sizes base and mini, six utterances and one long one; `quick`: nano, shorter ones."""
+    report = Report("pretraining_step")
+    scale = 0.1 if quick else 1.0
+    long = 37.5 * scale
+
+    def scaled(rows: Sequence[Row]) -> list[Row]:
+        return [replace(row, seconds=tuple(scale * each for each in row.seconds)) for row in rows]
+
+    def alone(rows: Sequence[Row]) -> list[Row]:
+        return [replace(row, seconds=(long,)) for row in rows]
+
+    total = f"{sum(scale * each for each in MIXED_SECONDS):.1f} s"
+    six, one = f"six utterances, {total} in all", f"one utterance of {long:g} s"
+    plans: list[tuple[str, str, list[Row], int]] = (
+        [("nano", six, _with_memory(ROWS, (AUTHORS, OURS)), 2)]
+        if quick
+        else [
+            ("base", six, list(ROWS), 3),
+            ("base", one, [AUTHORS, OURS, OURS_BF16], 2),
+            ("mini", six, _with_memory([*ROWS, *STACKED], (AUTHORS, OURS, OURS_BF16)), 3),
+        ]
+    )
+    say("equality with the baseline")
+    for size in dict.fromkeys(size for size, *_ in plans):
+        report.checks += check_equality(size)
+    limits = measure_limits(quick)
+    measured = []
+    for size, what, rows, rounds in plans:
+        say(f"{size}, {what}")
+        rows = alone(rows) if what == one else scaled(rows)
+        measured.append((size, what, rows, *measure(size, rows, rounds)))
+    limits = limits.better(measure_limits(quick))
+    for size, what, rows, seconds, memory, trainers in measured:
+        caption = f"Pre-training step, `{size}`, {what}"
+        report.tables.append(step_table(caption, size, rows, seconds, memory, limits))
+        report.tables.append(parts_table(size, [row for row in rows if row.ours], trainers.parts))
+        report.measured[f"{size}, {what}"] = {
+            row.name: {"seconds": seconds.get(row), "memory_gb": memory.get(row)} for row in rows
+        }
+    report.measured["limits"] = limits._asdict()
+    report.notes += [
+        f"the machine's own limits in the same run: {limits}",
+        "of peak: the model's operations (every layer and head on every position, no padding) a second, as a share of "
+        "the matrix-product peak of that precision; done: likewise, of those that ours does, since it skips what no "
+        "loss needs",
+        "medians of the rounds, least and most in brackets; memory is that of a whole process, libraries included",
+    ]
+    return report
