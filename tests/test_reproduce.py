@@ -17,7 +17,7 @@ from rich.console import Console
 from ctal.corpora import get_corpus
 from ctal.errors import InputError
 from ctal.reproduce import TASK_CORPORA, Scale, dry_run
-from test_corpora_labelled import iemocap, mosei
+from test_corpora_labelled import iemocap, sound, write_csv
 
 PLAN = """\
 base: orthogonal
@@ -41,6 +41,19 @@ def librispeech(root: Path) -> Path:
                 soundfile.write(chapter / f"{id}.flac", rng.normal(0, 0.1, 12_000), 16_000)
             lines = [f"{id} {' '.join(rng.choice(['TEA', 'MILK', 'RED', 'GREEN'], 4))}\n" for id in ids]
             (chapter / f"{speaker}-7.trans.txt").write_text("".join(lines))
+    return root
+
+
+def mosei(root: Path) -> Path:
+    """Clips of six videos, two in each part."""
+    parts = ("train", "train", "valid", "valid", "test", "test")
+    rows = [
+        {"video_id": f"v{video}", "clip_id": clip, "text": "so it is", "label": clip - 1.5, "mode": mode}
+        for video, mode in enumerate(parts)
+        for clip in range(4)
+    ]
+    write_csv(root / "label.csv", *rows)
+    sound(*(root / "Raw" / str(row["video_id"]) / f"{row['clip_id']}.wav" for row in rows), seconds=0.3)
     return root
 
 

@@ -416,6 +416,13 @@ def test_nothing_that_is_not_this_store_is_overwritten(tmp_path: Path):
         prepare_store(utterances, tmp_path / "store", corpus="other")
 
 
+def test_a_folder_that_a_kill_left_at_once_is_taken_up(tmp_path: Path):
+    (tmp_path / "store" / "shards").mkdir(parents=True)
+    (tmp_path / "store" / "store.json.part").touch()
+    sound = record(tmp_path / "a.wav")
+    assert prepare([Utterance("a", sound)], tmp_path / "store").utterances == 1
+
+
 def test_two_cannot_prepare_one_store_at_once(tmp_path: Path):
     utterances = corpus_of(tmp_path / "audio", 2)
 

@@ -13,7 +13,6 @@ and what was interrupted goes on.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -508,8 +507,14 @@ def folder_errors(out: Path) -> Iterator[None]:
 def _alone(folder: Path) -> Iterator[None]:
     """Waits while another process, of this or of another shard, works in `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: start one process a workspace there
+        yield
+        return
     with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        # A POSIX lock: one of `flock` would live on in forked loader workers when this process is killed.
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -412,12 +412,19 @@ def _check_target(store: Path, corpus: str) -> None:
         raise InputError(f"{store}: is a file; name a new folder for the store")
     manifest = _read_json(store / "store.json")
     if not manifest:
-        if store.is_dir() and any(store.iterdir()):
+        if store.is_dir() and not _is_just_begun(store):
             raise InputError(f"{store}: is not empty and not a store; name a new folder for the store")
     elif manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise InputError(f"{store}: holds something else than a store of this version; name a new folder")
     elif manifest["complete"] and manifest["corpus"] != corpus:
         raise InputError(f"{store}: holds the corpus '{manifest['corpus']}'; name a new folder, or delete it first")
+
+
+def _is_just_begun(store: Path) -> bool:
+    """Whether a folder is empty, or holds what a run that was killed at once has left."""
+    folder = store / "shards"
+    names = {path.name for path in store.iterdir()}
+    return names <= {folder.name, f"store.json{_ASIDE}"} and (folder.name not in names or not any(folder.iterdir()))
 
 
 def _check_usable(usable: int, quarantined: list[Quarantined], strict: bool) -> None:
