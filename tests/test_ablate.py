@@ -171,6 +171,22 @@ def test_a_disk_that_is_full_is_one_line_and_rows_survive(
     assert results(done / "results.jsonl") == expected
 
 
+def test_a_changed_plan_replaces_its_rows(
+    done: Path, plan_file: Path, labelled: Labelled, monkeypatch: pytest.MonkeyPatch
+):
+    import ctal.ablate
+
+    before = (done / "results.jsonl").read_text()
+    plan = load_plan(str(plan_file))
+    changed = {**plan.variants, "concat": plan.variants["concat"].model_copy(update={"finetuning": {"fusion": "text"}})}
+    with monkeypatch.context() as patch:
+        patch.setattr(ctal.ablate, "_run_missing", lambda *_: None)
+        run(plan.model_copy(update={"variants": changed}), labelled.split, done)
+        assert {variant for variant, _ in rows(done / "results.jsonl")} == {"both", "scratch"}
+    run(plan, labelled.split, done)
+    assert sorted((done / "results.jsonl").read_text().splitlines()) == sorted(before.splitlines())
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "message"),
     [

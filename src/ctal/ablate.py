@@ -318,6 +318,7 @@ def run_plan(
         wanted = _results(plan, out, pretraining_stores, stores, tokenizer)[number - 1 :: parts]
         rows = _Rows(file)
         corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
+        rows.drop_outdated(plan, wanted, {task: corpus.content_hash for task, corpus in corpora.items()})
 
         def record(run: _Finetuning) -> None:
             for result in wanted:
@@ -433,6 +434,7 @@ def _row(plan: Plan, result: _Result, corpus: Corpus, out: Path) -> ResultRow:
         pretraining = {
             "key": before.key,
             "steps": before.config["steps"],
+            "config": {**before.config, **before.architecture},
             "audio_hours": saved["audio_hours"],
             "validation_metrics": saved["metrics"],
             **_read_cost(before.folder),
@@ -468,9 +470,7 @@ class _Rows:
             except ValueError:
                 raise InputError(f"{path}, line {number}: not a row of results; remove that line") from None
         if whole != text:
-            aside = path.with_suffix(".part")
-            aside.write_text(whole, encoding="utf-8")
-            aside.replace(path)
+            self._rewrite()
 
     def add(self, row: ResultRow) -> None:
         """Appends what is not there yet."""
@@ -479,6 +479,25 @@ class _Rows:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.rows.append(row)
+
+    def drop_outdated(self, plan: Plan, wanted: Iterable[_Result], data: Mapping[str, str]) -> None:
+        """Rows of a plan that has been changed since, on the same data; what its variants share stays on disk."""
+        keys = {(each.variant, each.run.task, each.seed): each.run.key for each in wanted}
+        kept = []
+        for row in self.rows:
+            is_ours = row["plan"] == plan.name and row["data_hash"] == data.get(row["task"])
+            key = keys.get((row["variant"], row["task"], row["seed"]))
+            is_outdated = row["variant"] not in plan.variants or (key is not None and key != row["run_key"])
+            if not (is_ours and is_outdated):
+                kept.append(row)
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        aside = self.path.with_suffix(".part")
+        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows), encoding="utf-8")
+        aside.replace(self.path)
 
     def of(self, plan: str, results: Iterable[_Result]) -> list[ResultRow]:
         """Those that are there."""

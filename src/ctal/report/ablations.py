@@ -322,7 +322,9 @@ def _settings(result: Result) -> dict[str, str]:
     before = result.pretraining
     said = f"{before.steps:,} steps on {before.audio_hours:.2f} h" if before else "none"
     config = {name: value for name, value in result.config.items() if name != "seed"}
-    given = {"size": result.size, "pre-training": said, **config, **result.head}
+    earlier = before.config if before else {}
+    fields = {f"pre-training {name}": value for name, value in earlier.items() if name not in ("seed", "steps")}
+    given = {"size": result.size, "pre-training": said, **fields, **config, **result.head}
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in given.items()
@@ -350,6 +352,8 @@ def _changes(ablation: Ablation) -> dict[str, str]:
         own = {name: _values(line.results, name) for name in differing}
         if base and not line.is_base:
             own = {name: value for name, value in own.items() if value != _values(base.results, name)}
+        if not any(each.pretraining for each in line.results):
+            own = {name: value for name, value in own.items() if not name.startswith("pre-training ")}
         listed = ", ".join(f"{name} {value}" for name, value in own.items())
         if base and not listed and _pretrainings(line) != _pretrainings(base):
             listed = "another pre-training"  # rows do not hold its settings

@@ -40,6 +40,8 @@ class PretrainingRun(BaseModel):
 
     key: str
     steps: int
+    config: Mapping[str, Any] = {}
+    """Fields of the run and of the model."""
     audio_hours: float
     seconds: float | None = None
     """None for a run that was interrupted: nobody knows what it took."""
