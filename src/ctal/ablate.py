@@ -70,6 +70,8 @@ class Variant(BaseModel):
     """Fields of the run and of the head."""
     expected: Literal["worse", "better"] | None = None
     """What the paper claims of it, compared with the base."""
+    tasks: tuple[str, ...] | None = None
+    """Those of the plan that it takes part in; None: all."""
 
 
 class Plan(BaseModel):
@@ -103,6 +105,7 @@ class Plan(BaseModel):
             ("size", self.size, tuple(SIZES)),
             ("base", self.base, tuple(self.variants)),
             *(("tasks", task, tuple(TASKS)) for task in self.tasks),
+            *(("tasks", task, self.tasks) for variant in self.variants.values() for task in variant.tasks or ()),
         ]:
             if value not in known:
                 raise ValueError(f"{name}: '{value}' is none{did_you_mean(value, known)} of {', '.join(known)}")
@@ -399,7 +402,7 @@ def _results(
             before = _Pretraining(
                 key, folder, plan.size, config, settings.architecture, tokenizer, tuple(pretraining_stores)
             )
-            for task in plan.tasks:
+            for task in plan.variants[variant].tasks or plan.tasks:
                 tuned = {**settings.finetuning, "seed": seed}
                 if not config["steps"]:
                     tuned["weights"] = "random"  # so that the seed varies the encoders' first weights too
