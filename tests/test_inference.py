@@ -501,7 +501,7 @@ def test_verify_scores_a_list_and_measures_it_where_it_has_labels(
     assert lines_of(ctal("verify", "--trials", trials, "--root", sound, *fixed, "--json"))[3]["eer"] == 0
 
     unlabelled = sound / "trials.txt"
-    unlabelled.write_text("1.wav 3.wav\n3.wav gone.wav\n")
+    unlabelled.write_text("1.wav\t3.wav\n3.wav\tgone.wav\n")
     finished = ctal("verify", "--trials", unlabelled, *fixed)
     unlabelled.unlink()
     assert finished.code == 2
