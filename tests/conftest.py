@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,6 +189,29 @@ class CtalProcess:
             raise TimeoutError(f"ctal did not end within {seconds} s: {self.files[1].read_text()}")
         assert self.process.exitcode is not None
         return Finished(self.process.exitcode, *(file.read_text() for file in self.files))
+
+
+Cli = Callable[..., Finished]
+
+
+@pytest.fixture
+def ctal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """`ctal ARGUMENTS` in this process, on a terminal wide enough for its tables."""
+
+    def run(*arguments: object) -> Finished:
+        from ctal.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["ctal", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        shown = capfd.readouterr()
+        return Finished(code, shown.out, shown.err)
+
+    return run
 
 
 def _run_ctal(arguments: list[str], files: tuple[Path, Path], die_at: tuple[str, int] | None) -> None:

@@ -59,7 +59,7 @@ def walk(
 
 
 def rows_of(step: PlannedStep) -> list[int]:
-    return [row for microbatch in step.microbatches for row in microbatch.rows]
+    return [row for microbatch in step.microbatches if microbatch.weight for row in microbatch.rows]
 
 
 # The plan ---------------------------------------------------------------------------------------------------------
@@ -152,9 +152,23 @@ def test_the_frames_of_a_step_are_dealt_out_evenly(lengths: list[int], parts: in
     assert max(loads) - min(loads) <= max(lengths)
 
 
-def test_a_step_of_too_few_utterances_for_the_processes_is_refused_with_the_mend() -> None:
+def test_steps_of_too_few_utterances_for_the_processes_are_refused_with_the_mend_before_any_is_made() -> None:
+    plan = plan_of(np.full(30, 300), batch_frames=700)
     with pytest.raises(InputError, match="raise batch_frames or lower accumulation"):
-        walk(plan_of(np.full(30, 300), batch_frames=700), 1, ranks=2, accumulation=2)
+        plan_from(plan, Position(), rank=0, ranks=2, accumulation=2)
+
+
+def test_of_a_step_of_one_long_utterance_every_rank_has_a_microbatch_and_one_of_them_counts() -> None:
+    plan = plan_of(np.array([*LENGTHS.tolist(), 5000, 5000]))
+    epoch = len(list(plan.steps(0)))
+    whole = walk(plan, epoch)
+    dealt = [walk(plan, epoch, rank=rank, ranks=2, accumulation=2) for rank in (0, 1)]
+    assert min(len(rows_of(step)) for step in whole) == 1
+    for number, step in enumerate(whole):
+        shares = [steps[number] for steps in dealt]
+        assert all(len(share.microbatches) == 2 for share in shares)
+        assert all(part.rows for share in shares for part in share.microbatches)
+        assert sorted(row for share in shares for row in rows_of(share)) == sorted(rows_of(step))
 
 
 def test_shards_are_read_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:

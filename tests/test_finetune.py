@@ -396,7 +396,7 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     trials = tmp_path / "trials.txt"
     assert "only verification" in refusal(lambda: evaluate_task("emotion", split, model, trials=trials))
     verification = runs["verification"] / "model"
-    assert "no such file" in refusal(lambda: evaluate_task("verification", split, verification, trials=trials))
+    assert "cannot be read" in refusal(lambda: evaluate_task("verification", split, verification, trials=trials))
 
 
 def test_a_store_without_labels_is_refused(labelled: Labelled, tmp_path: Path) -> None:

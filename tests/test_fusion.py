@@ -49,6 +49,12 @@ def test_every_fusion_gives_two_hidden_sizes_and_a_term_of_at_least_zero(name: s
     assert bool(fused.orthogonality_B.any()) == (name == "orthogonal")
 
 
+def test_a_long_recording_in_half_precision_is_rounded_once() -> None:
+    values, scores, owner = torch.randn(3000, D).abs(), torch.randn(3000), torch.zeros(3000, dtype=torch.long)
+    exact = segment_attend(values.bfloat16().float(), scores, owner, 1)
+    assert torch.equal(segment_attend(values.bfloat16(), scores, owner, 1), exact.bfloat16())
+
+
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_fusion_looks_at_what_it_says_that_it_uses_and_at_nothing_else(name: str) -> None:
     fusion = FUSIONS[name](D, "cosine")

@@ -37,7 +37,10 @@ LAYERS = {
         "processing_ctal",
     },
     "data": {"batching", "corpora", "store"},
-    "pure": {"attention", "audio", "errors", "features", "files", "fusion", "masking", "metrics", "processes", "text"},
+    "pure": {
+        *("attention", "audio", "errors", "features", "files", "fusion", "masking", "metrics", "processes", "text"),
+        "trials",
+    },
 }
 """Layer → its modules, or packages with all that is in them. `ctal` itself holds the version and lazy names only."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,9 +13,8 @@ import pytest
 import soundfile
 import torch
 
-from conftest import REAL, Finished, needs_real, record
+from conftest import REAL, Cli, Finished, needs_real, record
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalForXVector, CtalProcessor
-from ctal.cli import main
 from ctal.errors import InputError
 from ctal.inference import (
     EmbeddingResult,
@@ -33,8 +31,6 @@ from ctal.inference import (
 )
 from ctal.modeling_ctal import CtalForSequenceClassification
 from ctal.text import train_tokenizer
-
-Cli = Callable[..., Finished]
 
 RATE = 16_000
 MAX_FRAMES = 400
@@ -85,24 +81,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "0.txt").write_text("hello world")
     (folder / "2.txt").write_text("hello again world " * 5)
     return folder
-
-
-@pytest.fixture
-def ctal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`ctal ARGUMENTS` in this process."""
-
-    def run(*arguments: object) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["ctal", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert isinstance(code, int)
-        shown = capfd.readouterr()
-        return Finished(code, shown.out, shown.err)
-
-    return run
 
 
 def refusal(finished: Finished) -> str:
@@ -501,7 +479,7 @@ def test_verify_scores_a_list_and_measures_it_where_it_has_labels(
     assert lines_of(ctal("verify", "--trials", trials, "--root", sound, *fixed, "--json"))[3]["eer"] == 0
 
     unlabelled = sound / "trials.txt"
-    unlabelled.write_text("1.wav 3.wav\n3.wav gone.wav\n")
+    unlabelled.write_text("1.wav\t3.wav\n3.wav\tgone.wav\n")
     finished = ctal("verify", "--trials", unlabelled, *fixed)
     unlabelled.unlink()
     assert finished.code == 2

@@ -207,9 +207,12 @@ def test_names_with_spaces_survive_a_written_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("same a b\n", "line 1: write `1 A B`"),
-        ("1 a b\n1 a\n", "line 2"),
-        ("1 a c\n", "'c' is not in the store"),
+        ("same a b\n", "line 1: write `A B`, or `1 A B`"),
+        ("1 a b\n1 a\n", "line 2: some lines have a label"),
+        ("1 a b\n\n1 a c\n", "line 3: 'c' is not in the store"),
+        ("1\ta\t\n", "line 1: write"),
+        ("a b\n", "line 1: has no label"),
+        ("1 a b\n0 a twice\n", "line 2: 'twice' is in several of the stores"),
         ("\n", "has no trials"),
     ],
 )
@@ -217,4 +220,9 @@ def test_a_list_that_is_not_one_is_refused_by_line(tmp_path: Path, content: str,
     (tmp_path / "list").write_text(content)
 
     with pytest.raises(InputError, match=named):
-        read_trials(tmp_path / "list", ["a", "b"])
+        read_trials(tmp_path / "list", ["a", "b", "twice", "twice"])
+
+
+def test_no_list_is_made_that_could_not_name_its_recordings() -> None:
+    with pytest.raises(InputError, match="'a' is in several of the stores"):
+        make_trials(["a", "b", "a"], ["s", "s", "t"])

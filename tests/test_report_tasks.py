@@ -384,7 +384,6 @@ def test_a_run_that_measured_nothing_says_so(runs: dict[str, Path], store: Path,
 
 
 def test_names_with_blanks_are_no_fault(tmp_path: Path) -> None:
-    """The list of trials cannot be read then, since blanks part its columns."""
     utterances = []
     for i in range(4):
         soundfile.write(tmp_path / f"{i}.wav", tones(0.3, seed=i), RATE)

@@ -154,6 +154,21 @@ def test_two_ranks_under_torchrun_equal_one(
     assert output.count("to train on") == 1, "only one process speaks"
 
 
+NARROW: dict[str, Any] = {"batch_frames": 280, "steps": 6}
+"""Steps of two utterances on average; one of them holds a single one."""
+
+
+def test_a_step_of_fewer_utterances_than_processes_changes_nothing(tiny: TinyCorpus, tmp_path: Path) -> None:
+    planned = list(objective_of(tiny, config_of(**NARROW)).step_plan().steps(0))
+    assert 1 in [len(rows) for rows in planned[:6]]
+    alone = run(tiny, tmp_path / "alone", **NARROW)
+    process = launched(*TORCHRUN, arguments=pretrain_arguments(tiny, tmp_path / "run", frame_stack=2, **NARROW))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert difference(losses(tmp_path / "run"), alone) <= 1e-5
+    assert difference(run(tiny, tmp_path / "accumulated", accumulation=2, **NARROW), alone) <= 1e-5
+
+
 def test_sigterm_of_one_rank_under_accelerate_saves_and_the_run_goes_on_with_another_number_of_ranks(
     tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
 ) -> None:

@@ -87,13 +87,8 @@ class StepPlan:
 def deal(rows: np.ndarray, frames: np.ndarray, parts: int) -> list[np.ndarray]:
     """Deals a step out to `parts` microbatches with nearly equal frames: the longest first, to the emptiest.
 
-    Raises `InputError` where a part would be empty.
+    Of fewer utterances than parts, the last parts are empty.
     """
-    if len(rows) < parts:
-        raise InputError(
-            f"a step holds {len(rows)} utterances, too few for {parts} microbatches (processes x accumulation): "
-            "raise batch_frames or lower accumulation"
-        )
     loads = np.zeros(parts, dtype=np.int64)
     dealt: list[list[int]] = [[] for _ in range(parts)]
     for row in rows[np.argsort(-frames[rows], kind="stable")].tolist():
@@ -101,7 +96,7 @@ def deal(rows: np.ndarray, frames: np.ndarray, parts: int) -> list[np.ndarray]:
         dealt[emptiest].append(row)
         # An empty part must be served before any other, even when utterances without frames exist.
         loads[emptiest] += max(int(frames[row]), 1)
-    return [np.array(part) for part in dealt]
+    return [np.array(part, dtype=np.int64) for part in dealt]
 
 
 @dataclass(frozen=True)
@@ -119,6 +114,9 @@ class Microbatch:
 
     epoch: int
     rows: tuple[int, ...]
+    weight: int = 1
+    """Of its losses and counts. 0: its utterance stands in where a step has none left to deal out, and counts for
+    nothing, since every rank takes part in every pass."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +128,31 @@ class PlannedStep:
 
 
 def plan_from(plan: StepPlan, start: Position, *, rank: int, ranks: int, accumulation: int) -> Iterator[PlannedStep]:
-    """This rank's share of every step from `start` on, epoch after epoch, without end."""
+    """This rank's share of every step from `start` on, epoch after epoch, without end.
+
+    A step of a few long utterances may have too few for all; raises `InputError` at once where most have, so that
+    ranks would stand idle all the time.
+    """
+    parts = ranks * accumulation
+    each = len(plan.rows) / sum(1 for _ in plan.steps(0))
+    if each < parts:
+        raise InputError(
+            f"a step holds {each:.1f} utterances on average, too few for {parts} microbatches (processes x "
+            "accumulation): raise batch_frames or lower accumulation"
+        )
+    return _dealt_out(plan, start, rank, ranks, parts)
+
+
+def _dealt_out(plan: StepPlan, start: Position, rank: int, ranks: int, parts: int) -> Iterator[PlannedStep]:
     epoch, done = start.epoch, start.step
     while True:
         for number, rows in enumerate(plan.steps(epoch)):
             if number >= done:
-                parts = deal(rows, plan.frames, ranks * accumulation)[rank::ranks]
-                microbatches = tuple(Microbatch(epoch, tuple(part.tolist())) for part in parts)
+                shortest = int(rows[np.argmin(plan.frames[rows])])
+                microbatches = tuple(
+                    Microbatch(epoch, tuple(part.tolist())) if len(part) else Microbatch(epoch, (shortest,), weight=0)
+                    for part in deal(rows, plan.frames, parts)[rank::ranks]
+                )
                 yield PlannedStep(Position(epoch, number + 1), microbatches)
         epoch, done = epoch + 1, 0
 

@@ -363,12 +363,13 @@ def verify(
         raise InputError("give two recordings, or --trials LIST")
     with _quick_start():
         from ctal.corpora.folder import transcript_beside
-        from ctal.inference import Recording, Trial, read_trial_list
+        from ctal.inference import Recording
         from ctal.inference import pipeline as make_pipeline
+        from ctal.trials import Trial, read_trial_list
 
         if trials:
             root = root or trials.parent
-            pairs = read_trial_list(trials)
+            pairs = list(read_trial_list(trials).values())
         else:
             assert audio
             root, pairs = Path(), [Trial(None, str(audio[0]), str(audio[1]))]

@@ -138,7 +138,7 @@ class CtalConfig(_CheckedConfig):
     speaker_loss: str = "softmax"
     """Of speaker verification: `softmax` (cross-entropy, the paper's) or `aam` (additive angular margin)."""
     speaker_margin: float = 0.2
-    """Of `aam`, in radians (Deng et al., 2019)."""
+    """Of `aam`, in radians (Deng et al., 2019); 0 for none."""
     speaker_scale: float = 30.0
     """Of `aam`: cosines are multiplied by it."""
     decision_threshold: float | None = None
@@ -233,9 +233,9 @@ def _check_range(name: str, value: Any, *, whole: bool) -> None:
         raise InputError(f"{name}={value!r}: must be a number")
     elif name.endswith("dropout_prob") and not 0 <= value < 1:
         raise InputError(f"{name}={value}: must be at least 0 and below 1")
-    elif name == "orthogonality_weight" and not 0 <= value < float("inf"):
+    elif name in ("orthogonality_weight", "speaker_margin") and not 0 <= value < float("inf"):
         raise InputError(f"{name}={value}: must be at least 0")
-    elif not name.endswith(("dropout_prob", "weight")) and not 0 < value < float("inf"):
+    elif not name.endswith(("dropout_prob", "weight", "margin")) and not 0 < value < float("inf"):
         raise InputError(f"{name}={value}: must be above 0")
 
 

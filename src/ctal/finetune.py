@@ -138,7 +138,7 @@ def evaluate_task(
     model, processor, saved = load_model_for(task, model_folder)
     corpus = open_corpus(stores)
     config = make_config(FinetuneConfig, saved.get("config", {}))
-    targets = read_targets(task, corpus, None if task.compares else class_names(model))
+    targets = read_targets(task, corpus, None if task.compares else class_names(model.config))
     if saved.get("data_hash") == corpus.content_hash:
         protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
         rows = {fold.name: fold.test for fold in protocol.folds}[saved["fold"]]
@@ -190,11 +190,11 @@ def size_of(folder: Path) -> str:
     return CtalConfig.from_pretrained(folder).size
 
 
-def class_names(model: TaskModel) -> tuple[str, ...]:
+def class_names(config: CtalConfig) -> tuple[str, ...]:
     """Names of a model's classes, by number; none for a regression."""
-    if model.config.problem_type == "regression":
+    if config.problem_type == "regression":
         return ()
-    return tuple(name for _, name in sorted((model.config.id2label or {}).items()))
+    return tuple(name for _, name in sorted((config.id2label or {}).items()))
 
 
 class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
@@ -294,7 +294,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             **self.provenance(),
         }
         (folder / "run.json").write_text(json.dumps(saved, indent=1))
-        (folder / "README.md").write_text(task_card(self.task, self.model, saved))
+        (folder / "README.md").write_text(task_card(self.task, self.model.config, saved))
 
 
 def make_dataset(
@@ -345,9 +345,9 @@ def collect_outputs(
         assert outputs is not None
         parts.append(([place[row] for row in batch["rows"].tolist()], outputs.float().cpu()))
     # A rank may have no batch, so the width is what the others say.
-    width = int(reduce(torch.tensor([float(parts[0][1].shape[1] if parts else 0), float(bool(parts))]))[0].item())
-    sharing = int(reduce(torch.tensor([float(bool(parts))]))[0].item())
-    gathered = torch.zeros(len(rows), width // max(sharing, 1))
+    own = [float(parts[0][1].shape[1]), 1.0] if parts else [0.0, 0.0]
+    widths, sharing = reduce(torch.tensor(own)).tolist()
+    gathered = torch.zeros(len(rows), int(widths / max(sharing, 1)))
     for positions, outputs in parts:
         gathered[positions] = outputs
     return reduce(gathered).cpu().numpy()
@@ -521,7 +521,7 @@ def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path
         "validation_metrics": saved["metrics"],
     }
     if len(fold.test):
-        targets = read_targets(task, corpus, None if task.compares else class_names(model))
+        targets = read_targets(task, corpus, None if task.compares else class_names(model.config))
         judge = partial(judge_rows, task, model, processor, corpus, targets, fold.test, config=config)
         evaluation |= judge(inputs=config.inputs)
         if config.modality_dropout and config.inputs == "both":
@@ -545,7 +545,7 @@ def _write(run: Path, evaluation: Evaluation) -> None:
     saved |= {"test_metrics": evaluation.get("metrics")}
     (folder / "run.json").write_text(json.dumps(saved, indent=1))
     task = get_task(evaluation["task"])
-    (folder / "README.md").write_text(task_card(task, task.model.from_pretrained(folder), saved))
+    (folder / "README.md").write_text(task_card(task, CtalConfig.from_pretrained(folder), saved))
     (run / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
 
 
@@ -589,9 +589,9 @@ def _pooled(task: Task, lines: Sequence[Mapping[str, Any]]) -> Metrics:
     return task.measure(outputs, Truth(labels, len(classes), None))
 
 
-def task_card(task: Task, model: TaskModel, saved: Mapping[str, Any]) -> str:
+def task_card(task: Task, config: CtalConfig, saved: Mapping[str, Any]) -> str:
     """A model card in the hub's form."""
-    config, corpora = model.config, ", ".join(saved["corpus"])
+    corpora = ", ".join(saved["corpus"])
     synthetic = "\nTrained on synthetic speech: good for trying things out, not for real recordings.\n"
 
     def listed(metrics: Mapping[str, float] | None) -> str:
@@ -601,7 +601,7 @@ def task_card(task: Task, model: TaskModel, saved: Mapping[str, Any]) -> str:
         ("task", task.help),
         (
             "classes",
-            f"{config.num_labels} training speakers" if task.compares else ", ".join(class_names(model)) or "-3 … 3",
+            f"{config.num_labels} training speakers" if task.compares else ", ".join(class_names(config)) or "-3 … 3",
         ),
         ("fusion", config.fusion),
         (

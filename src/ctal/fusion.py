@@ -52,8 +52,9 @@ def segment_attend(values_ND: Tensor, scores_N: Tensor, owner_N: Tensor, segment
     weights_N = (scores_N - highest[owner_N]).exp()
     totals = weights_N.new_zeros(segments).index_add(0, owner_N, weights_N)
     weights_N = weights_N / totals[owner_N]
-    start = values_ND.new_zeros(segments, values_ND.shape[1])
-    return start.index_add(0, owner_N, values_ND * weights_N[:, None].to(values_ND.dtype))
+    # In half precision each of a thousand additions would be rounded.
+    start = weights_N.new_zeros(segments, values_ND.shape[1])
+    return start.index_add(0, owner_N, values_ND.float() * weights_N[:, None]).to(values_ND.dtype)
 
 
 def absolute_cosine(audio_BD: Tensor, text_BD: Tensor, norm: OrthogonalNorm) -> Tensor:

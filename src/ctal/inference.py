@@ -676,44 +676,6 @@ def find_recordings(
     return [Recording(path, words) for path, words in found]
 
 
-class Trial(NamedTuple):
-    """A line of a trial list."""
-
-    is_target: bool | None
-    """Whether it is the same speaker; None where the list does not say."""
-    a: str
-    b: str
-
-
-def read_trial_list(path: Path) -> list[Trial]:
-    """`LABEL A B` lines, 1 for the same speaker and 0 for another, as VoxCeleb's, or `A B` lines.
-
-    Raises `InputError` for a list that is missing, empty or mixes both, and naming a line of another form.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a list of trials, `A B` a line") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; give a list of trials, `A B` a line") from None
-    trials = []
-    for number, line in enumerate(lines, 1):
-        match line.split():
-            case []:
-                pass
-            case [a, b]:
-                trials.append(Trial(None, a, b))
-            case ["0" | "1" as label, a, b]:
-                trials.append(Trial(label == "1", a, b))
-            case _:
-                raise InputError(f"{path}, line {number}: write `A B`, or `1 A B` for the same speaker and `0 A B`")
-    if not trials:
-        raise InputError(f"{path}: has no trials; write `A B` a line")
-    if len({trial.is_target is None for trial in trials}) > 1:
-        raise InputError(f"{path}: some lines have a label and some have none; give all lines one or none")
-    return trials
-
-
 def _decode(recording: Recording) -> np.ndarray:
     """(N,) float32 at `SAMPLING_RATE`; raises `InputError`."""
     audio, name = recording.audio, recording.name

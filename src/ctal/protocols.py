@@ -18,6 +18,7 @@ import numpy as np
 
 from ctal.batching import Corpus, digest
 from ctal.errors import InputError, did_you_mean
+from ctal.trials import read_trial_list
 
 FEW_SPEAKERS = 12
 """With at most so many, each is left out once; with more, a fifth of them at a time."""
@@ -203,7 +204,10 @@ def make_trials(ids: Sequence[str], speakers: Sequence[str | None]) -> Trials:
 
     Of more than 1,000 recordings only some take part: speakers in the order of a hash of their names, of each at most
     20 recordings in the order of a hash of their ids, until 1,000 are reached. Recordings without a speaker never do.
+    Raises `InputError` for an id that is there twice: a written list could not name it.
     """
+    if twice := _repeated(ids):
+        raise InputError(_ambiguous(min(twice)))
     named = [position for position, speaker in enumerate(speakers) if speaker]
     if len(named) > TRIAL_RECORDINGS:
         by_speaker: dict[str, list[int]] = {}
@@ -223,30 +227,36 @@ def make_trials(ids: Sequence[str], speakers: Sequence[str | None]) -> Trials:
 
 
 def read_trials(path: Path, ids: Sequence[str]) -> Trials:
-    """A written list, `1 A B` (the same speaker) or `0 A B` a line, as VoxCeleb's; names may end in a suffix, and hold
-    spaces where tabs stand between the three.
+    """A written list (`ctal.trials`) with labels; a name may end in a suffix that the recording's id does not have.
 
-    Raises `InputError` naming the line that is not of that form or names a recording that is not in `ids`.
+    Raises `InputError` naming the line that has no label, or names a recording that is not in `ids` or is twice.
     """
     position = {id: number for number, id in enumerate(ids)}
+    twice = _repeated(ids)
     rows = []
-    for number, line in enumerate(_read_lines(path), start=1):
-        fields = line.rstrip("\n").split("\t" if "\t" in line else None)
-        if len(fields) != 3 or fields[0] not in ("0", "1"):
-            raise InputError(
-                f"{path}, line {number}: write `1 A B` for the same speaker or `0 A B`, not '{line.strip()}'"
-            )
+    for number, trial in read_trial_list(path).items():
+        if trial.is_target is None:
+            raise InputError(f"{path}, line {number}: has no label; write `1 A B` for the same speaker or `0 A B`")
         pair = []
-        for name in fields[1:]:
+        for name in (trial.a, trial.b):
             id = name if name in position else str(Path(name).with_suffix(""))
             if id not in position:
                 raise InputError(f"{path}, line {number}: '{name}' is not in the store; prepare the corpus it is from")
+            if id in twice:
+                raise InputError(f"{path}, line {number}: {_ambiguous(id)}")
             pair.append(position[id])
-        rows.append((*pair, fields[0] == "1"))
-    if not rows:
-        raise InputError(f"{path}: has no trials; write `1 A B` or `0 A B` a line")
+        rows.append((*pair, trial.is_target))
     first, second, is_target = (np.array(column) for column in zip(*rows, strict=True))
     return Trials(first, second, is_target)
+
+
+def _repeated(ids: Sequence[str]) -> set[str]:
+    """Only several stores have an id twice."""
+    return {id for id, count in Counter(ids).items() if count > 1}
+
+
+def _ambiguous(id: str) -> str:
+    return f"'{id}' is in several of the stores; prepare one of them anew, with other ids"
 
 
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> str:
@@ -257,12 +267,3 @@ def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> str:
     content = "".join(lines)
     path.write_text(content, encoding="utf-8")
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a list of trials, `1 A B` a line") from None
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path}: not a text file in UTF-8; give a list of trials, `1 A B` a line") from None

@@ -65,7 +65,7 @@ class Objective(Protocol):
         ...
 
     def plan(self, start: Position, rank: int, ranks: int) -> Iterator[PlannedStep]:
-        """This rank's share of every step from `start` on, without end."""
+        """This rank's share of every step from `start` on, without end; checked before anything is computed."""
         ...
 
     def validation_microbatches(self) -> Sequence[Microbatch]:
@@ -180,7 +180,7 @@ class _Loop:
         self.writer: SummaryWriter | None = None
 
     def run(self, resume: bool) -> Metrics:
-        self._start(resume)
+        plan = self._start(resume)
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         if self.is_main:
             self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step + 1)
@@ -188,7 +188,7 @@ class _Loop:
             self.progress.start(self.state.step, self.config.steps)
             if self.state.step == 0:
                 self._validate()
-            with closing(self._steps()) as steps:
+            with closing(self._steps(plan)) as steps:
                 for planned, batches in steps:
                     self._update(planned, batches)
                     last = self.state.step == self.config.steps
@@ -204,8 +204,8 @@ class _Loop:
             if self.writer:
                 self.writer.close()
 
-    def _start(self, resume: bool) -> None:
-        """Begins a new run in `out`, or takes up the newest checkpoint of the one that is there."""
+    def _start(self, resume: bool) -> Iterator[PlannedStep]:
+        """Begins a new run in `out`, or takes up the newest checkpoint of the one that is there; plans what is left."""
         saved = self.out / "config.json"
         if resume:
             if not saved.exists():
@@ -216,25 +216,26 @@ class _Loop:
                 self._load(found[-1])
         elif saved.exists():
             raise InputError(f"{self.out}: holds a run already; add --resume to go on, or choose another --out")
+        # Before the run is there, which --resume could not mend.
+        plan = self.objective.plan(self.state.position, self.rank, self.ranks)
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             saved.write_text(json.dumps(self._identity(), indent=1))
             self._forget_later_metrics()
+        return plan
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it continues."""
         return {**self.config.model_dump(), **self.objective.identity()}
 
-    def _steps(self) -> Generator[tuple[PlannedStep, Sequence[Batch]]]:
+    def _steps(self, plan: Iterator[PlannedStep]) -> Generator[tuple[PlannedStep, Sequence[Batch]]]:
         """Planned steps with their batches, which workers make ahead of time."""
         planned: list[PlannedStep] = []
         left = self.config.steps - self.state.step
 
         def microbatches() -> Iterator[Microbatch]:
-            for _, step in zip(
-                range(left), self.objective.plan(self.state.position, self.rank, self.ranks), strict=False
-            ):
+            for _, step in zip(range(left), plan, strict=False):
                 planned.append(step)
                 yield from step.microbatches
 
@@ -247,15 +248,18 @@ class _Loop:
         """One step of the optimiser, on all microbatches of all ranks."""
         began = time.perf_counter()
         batches = [self._on_device(batch) for batch in batches]
-        counts = self._reduce(torch.stack([self.objective.counts(batch) for batch in batches]).sum(0))
+        weights = [microbatch.weight for microbatch in planned.microbatches]
+        weighted = [self.objective.counts(batch) * weight for batch, weight in zip(batches, weights, strict=True)]
+        counts = self._reduce(torch.stack(weighted).sum(0))
         torch.manual_seed(seeded_generator(self.config.seed, self.state.step, self.rank).initial_seed())
         self.model.train()
         losses: list[dict[str, Tensor]] = []
-        for number, batch in enumerate(batches):
+        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             last = number == len(batches) - 1
             synchronise: AbstractContextManager = nullcontext() if last else self.accelerator.no_sync(self.model)
             with synchronise:
-                losses.append(self.objective.losses(self.model, batch, counts))
+                named = self.objective.losses(self.model, batch, counts)
+                losses.append({name: value * weight for name, value in named.items()})
                 # Gradients are averaged over ranks, but each loss is a share of the whole already.
                 self.accelerator.backward(losses[-1]["loss"] * self.ranks)
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
@@ -263,7 +267,8 @@ class _Loop:
 
         is_finite = [bool(torch.isfinite(each["loss"])) for each in losses]
         names = list(losses[0])
-        frames = sum(int(batch["feature_attention_mask"].sum()) for batch in batches)
+        lengths = (batch["feature_attention_mask"].sum() for batch in batches)
+        frames = sum(int(length) * weight for length, weight in zip(lengths, weights, strict=True))
         shared = [torch.stack([each[name].detach().float() for each in losses]).sum() for name in names]
         flags = [float(not (all(is_finite) and math.isfinite(norm))), float(self.terminated), float(frames)]
         summary = self._reduce(torch.cat([torch.stack(shared), torch.tensor(flags, device=shared[0].device)]))

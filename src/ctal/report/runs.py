@@ -19,7 +19,7 @@ from ctal.batching import Corpus
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
 from ctal.metrics import verification_metrics
-from ctal.protocols import Trials, make_trials, read_trials
+from ctal.protocols import Trials, read_trials
 from ctal.report.html import read_json, read_text
 from ctal.tasks import Task, get_task, trial_scores
 
@@ -203,9 +203,7 @@ def _trialled(fold: str, folder: Path, predictions: Sequence[Prediction]) -> Tri
     path, ids = folder / "trials.txt", [each.id for each in own]
     if not path.is_file():
         read_text(path, _again(folder))
-    # Columns are parted by spaces; the list of names with spaces cannot be read, but was made by this rule.
-    parted = any(len(id.split()) != 1 for id in ids)
-    trials = make_trials(ids, [each.speaker for each in own]) if parted else read_trials(path, ids)
+    trials = read_trials(path, ids)
     scores = trial_scores(unit_embeddings(own), trials)
     eer = verification_metrics(scores, trials.is_target)["eer"]
     stated = evaluation["metrics"]["eer"]
