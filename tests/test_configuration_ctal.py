@@ -74,9 +74,9 @@ def test_a_wrong_field_gives_one_line_that_names_it(kind: type[Any], fields: dic
 
 def test_a_margin_and_the_weight_of_a_term_may_be_0_and_not_less() -> None:
     for name in ("speaker_margin", "orthogonality_weight"):
-        assert getattr(CtalConfig(**{name: 0}), name) == 0
+        assert getattr(CtalConfig.of_size("nano", **{name: 0}), name) == 0
         with pytest.raises(InputError, match=f"{name}=-0.1: must be at least 0"):
-            CtalConfig(**{name: -0.1})
+            CtalConfig.of_size("nano", **{name: -0.1})
 
 
 def test_a_wrong_size_or_override_gives_the_nearest_name() -> None:

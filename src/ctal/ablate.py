@@ -318,10 +318,10 @@ def run_plan(
     with folder_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         file = out / (f"results-{number}-of-{parts}.jsonl" if parts > 1 else "results.jsonl")
-        wanted = _results(plan, out, pretraining_stores, stores, tokenizer)[number - 1 :: parts]
-        rows = _Rows(file)
+        results = _results(plan, out, pretraining_stores, stores, tokenizer)
+        wanted, rows = results[number - 1 :: parts], _Rows(file)
         corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
-        rows.drop_outdated(plan, wanted, {task: corpus.content_hash for task, corpus in corpora.items()})
+        rows.drop_outdated(plan, results, {task: corpus.content_hash for task, corpus in corpora.items()})
 
         def record(run: _Finetuning) -> None:
             for result in wanted:
@@ -483,15 +483,13 @@ class _Rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.rows.append(row)
 
-    def drop_outdated(self, plan: Plan, wanted: Iterable[_Result], data: Mapping[str, str]) -> None:
+    def drop_outdated(self, plan: Plan, results: Iterable[_Result], data: Mapping[str, str]) -> None:
         """Rows of a plan that has been changed since, on the same data; what its variants share stays on disk."""
-        keys = {(each.variant, each.run.task, each.seed): each.run.key for each in wanted}
+        keys = {(each.variant, each.run.task, each.seed): each.run.key for each in results}
         kept = []
         for row in self.rows:
             is_ours = row["plan"] == plan.name and row["data_hash"] == data.get(row["task"])
-            key = keys.get((row["variant"], row["task"], row["seed"]))
-            is_outdated = row["variant"] not in plan.variants or (key is not None and key != row["run_key"])
-            if not (is_ours and is_outdated):
+            if not is_ours or keys.get((row["variant"], row["task"], row["seed"])) == row["run_key"]:
                 kept.append(row)
         if len(kept) < len(self.rows):
             self.rows = kept
