@@ -15,8 +15,9 @@ from conftest import REPOSITORY
 SOURCE = REPOSITORY / "src" / "ctal"
 
 LAYERS = {
-    "surfaces": {"__main__", "cli", "console", "demo", "report"},
+    "surfaces": {"__main__", "cli", "console", "demo", "report", "reproduce"},
     "learning": {
+        "ablate",
         "baselines",
         "checkpoint",
         "diagnostics",
