@@ -34,14 +34,14 @@ def main() -> int:
             parser.error(f"no benchmark '{name}': choose from {', '.join(BENCHMARKS)}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    machine = describe_machine()  # once: a later load average would be that of the benchmarks themselves
     failed = []
     for name in asked.names or BENCHMARKS:
-        machine, began = describe_machine(), time.monotonic()
+        began = time.monotonic()
         say(f"== {name}")
         extra = {"audio": asked.audio} if name == "inference" else {}
         report = BENCHMARKS[name](quick=asked.quick, **extra)
-        machine["took"] = f"{time.monotonic() - began:.0f} s"
-        publish(report, machine, command, asked.quick)
+        publish(report, machine | {"took": f"{time.monotonic() - began:.0f} s"}, command, asked.quick)
         if not report.passed:
             failed.append(name)
     if failed:

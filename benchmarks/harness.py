@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def peak_memory(work: Callable[..., object], *arguments: object) -> float:
     except EOFError:
         peak = math.inf
     process.join()
-    if process.exitcode and process.exitcode > 0:
+    if process.exitcode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"{work.__name__}{arguments} failed in its process; the reason stands above")
     return peak
 

@@ -125,7 +125,8 @@ def main(quick: bool, audio: Path | None = None) -> Report:
         "ours, bf16": partial(our_embeddings, ours.ctal, "bf16"),
         "ours, int8": partial(our_embeddings, quantized(ours.ctal), "fp32"),
     }
-    parts = [features[number::_ROUNDS] for number in range(_ROUNDS)]
+    rounds = min(_ROUNDS, len(features))
+    parts = [features[number::rounds] for number in range(rounds)]
     found: dict[str, list[Tensor]] = {name: [] for name in contenders}
 
     def encode_next(name: str) -> None:
@@ -133,7 +134,7 @@ def main(quick: bool, audio: Path | None = None) -> Report:
 
     for embed in contenders.values():  # the first call of anything is slow
         embed(features[:1])
-    seconds = alternate({name: partial(encode_next, name) for name in contenders}, _ROUNDS)
+    seconds = alternate({name: partial(encode_next, name) for name in contenders}, rounds)
     audio_seconds = [sum(map(len, part)) / FRAMES_PER_SECOND for part in parts]
     rates = {
         name: [length / value for length, value in zip(audio_seconds, each, strict=True)]

@@ -267,7 +267,7 @@ def step_table(
     lines = []
     for row in rows:
         peak = memory.get(row, float("nan"))
-        share = f"{100 * peak / memory[baseline]:.0f} %" if row in memory else "–"
+        share = f"{100 * peak / memory[baseline]:.0f} %" if row in memory and baseline in seconds else "–"
         if row not in seconds:
             lines.append((row.name, "out of memory", *("–",) * 6))
             continue
@@ -280,7 +280,7 @@ def step_table(
                 row.name,
                 str(spread),
                 significant(sum(row.seconds) / spread.median),
-                str(times_faster(seconds[baseline], seconds[row])) if row is not baseline else "1",
+                str(times_faster(seconds[baseline], seconds[row])) if baseline in seconds else "–",
                 significant(peak),
                 share,
                 f"{100 * model:.0f} %",

@@ -18,7 +18,7 @@ from benchmarks import harness
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.baseline import Attention, AuthorsModel, compare, copy_weights, counterparts
 from benchmarks.data_loading import FilePerUtterance, write_features
-from benchmarks.harness import DOCUMENT, Check, Report, Spread, Table, alternate, publish, times_faster
+from benchmarks.harness import DOCUMENT, Check, Limits, Report, Spread, Table, alternate, publish, times_faster
 from benchmarks.inference import authors_embeddings, made_up_features, our_embeddings, quantized
 from benchmarks.pretraining_step import (
     AUTHORS,
@@ -31,6 +31,7 @@ from benchmarks.pretraining_step import (
     Row,
     Trainers,
     operations,
+    step_table,
 )
 from benchmarks.samples import (
     MIXED_SECONDS,
@@ -190,6 +191,16 @@ def test_all_rows_hear_as_many_seconds_of_librispeechs_lengths() -> None:
     assert min(made_up) >= 2
     assert max(made_up) <= 17
     assert sum(made_up) / len(made_up) == pytest.approx(12.3, abs=0.2)
+
+
+def test_a_row_for_which_memory_does_not_suffice_stands_in_the_table_without_a_time() -> None:
+    memory = {AUTHORS: 12.0, OURS: float("inf")}
+    table = step_table("A step", "nano", [AUTHORS, OURS], {AUTHORS: [2.0, 4.0]}, memory, Limits(1e12, 1e12, 1e9))
+    assert [row[1] for row in table.rows] == ["3 (2–4)", "out of memory"]
+    assert table.rows[0][2:6] == ("24.6", "1", "12", "100 %")
+    table = step_table("A step", "nano", [OURS, AUTHORS], {AUTHORS: [2.0]}, memory, Limits(1e12, 1e12, 1e9))
+    assert [row[3] for row in table.rows] == ["–", "–"], "nothing to compare with"
+    assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
 # The harness ------------------------------------------------------------------------------------------------------
