@@ -91,7 +91,7 @@ def our_embeddings(model: nn.Module, precision: str, features: Sequence[Tensor])
 def quantized(model: CtalModel) -> nn.Module:
     """A copy whose linear layers multiply in int8: weights by output channel, activations by their range in a batch.
 
-    torch calls this way deprecated in favour of torchao, which has no build beside this torch yet.
+    torch calls this way deprecated in favour of torchao, which is not among our dependencies.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
