@@ -347,13 +347,13 @@ def _run_missing(
         waiting.setdefault(run.pretraining.key, []).append(run)
     first = {run.pretraining.key: run.pretraining for run in missing}
     diverged: list[str] = []
-    with training_pool(min(jobs, max(len(missing), 1))) as pool:
+    with training_pool(min(jobs, max(len(missing), 1))) as submit:
         running: dict[Future[None], _Pretraining | _Finetuning] = {}
         for pretraining in first.values():
             if pretraining.is_done:
-                running |= {pool.submit(run.run): run for run in waiting.pop(pretraining.key)}
+                running |= {submit(run.run): run for run in waiting.pop(pretraining.key)}
         # After the fine-tunings that can start, so that first results come early.
-        running |= {pool.submit(first[key].run): first[key] for key in waiting}
+        running |= {submit(first[key].run): first[key] for key in waiting}
         while running:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -368,7 +368,7 @@ def _run_missing(
                     record(job)
                 else:
                     progress.note(f"{job.folder}: pre-trained")
-                    running |= {pool.submit(run.run): run for run in waiting.pop(job.key)}
+                    running |= {submit(run.run): run for run in waiting.pop(job.key)}
     if diverged:
         raise NonFiniteLoss(f"{len(diverged)} trainings diverged, for example {diverged[0]}")
 

@@ -134,8 +134,8 @@ def _in_parallel(
     calls: Mapping[str, Callable[[], Any]], show: Callable[[int, int], None], progress: Progress
 ) -> dict[str, Any]:
     """What each call returns; one on each GPU, or in each core, since two threads make one only a little faster."""
-    with training_pool(max(1, min(len(calls), torch.cuda.device_count() or usable_cores()))) as pool:
-        futures = {pool.submit(call): name for name, call in calls.items()}
+    with training_pool(max(1, min(len(calls), torch.cuda.device_count() or usable_cores()))) as submit:
+        futures = {submit(call): name for name, call in calls.items()}
         for done, future in enumerate(as_completed(futures), start=1):
             future.result()
             progress.note(f"{futures[future]}: done, {done} of {len(calls)}")

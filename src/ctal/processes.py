@@ -7,8 +7,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import NamedTuple, NoReturn, TypeVar
 
 ResultT = TypeVar("ResultT")
+Submit = Callable[[Callable[[], ResultT]], Future[ResultT]]
 
 
 class Terminated(Exception):
@@ -44,8 +46,8 @@ def usable_cores() -> int:
 
 
 @contextmanager
-def training_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes for trainings: one on each GPU, or with an even share of the cores.
+def training_pool(workers: int) -> Iterator[Submit]:
+    """A function that gives calls to processes for trainings: one on each GPU, or with an even share of the cores.
 
     Ctrl-C, SIGTERM (as `Terminated`) or a failure in the block ends what is running in them with SIGTERM, so that each
     training writes a checkpoint first.
@@ -63,7 +65,7 @@ def training_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         with ProcessPoolExecutor(workers, context, _start_worker, (numbers, devices, threads)) as pool:
             try:
-                yield pool
+                yield partial(pool.submit, _call)
             except BaseException:
                 for child in active_children():
                     child.terminate()
@@ -75,6 +77,13 @@ def training_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated("stopped by SIGTERM; run the same command again to go on")
+
+
+def _call(call: Callable[[], ResultT]) -> ResultT:
+    try:
+        return call()
+    except Terminated:
+        os._exit(143)  # else the worker would begin the next call, which waits in its queue already
 
 
 def _start_worker(numbers: SimpleQueue[int], devices: int, threads: int) -> None:
