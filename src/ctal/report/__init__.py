@@ -1,5 +1,6 @@
 """Results as one HTML file that needs nothing else: no network, no script, pictures and sound inside."""
 
+from ctal.report.inspection import write_inspection
 from ctal.report.pretraining import LISTENING, write_pretraining_report
 from ctal.report.results import Column, ResultTable, Row
 from ctal.report.tasks import write_demo_report, write_task_report
@@ -10,6 +11,7 @@ __all__ = [
     "ResultTable",
     "Row",
     "write_demo_report",
+    "write_inspection",
     "write_pretraining_report",
     "write_task_report",
 ]
