@@ -164,13 +164,15 @@ def test_nothing_is_fetched_from_elsewhere(page: str, reader: Reader) -> None:
 
 def test_pictures_have_alternative_texts_and_one_column_a_frame(reader: Reader) -> None:
     pictures = reader.attributes("img")
-    assert len(pictures) == 3 * 4
+    # The sound in three states; the attention, and the sound once more behind it.
+    assert len(pictures) == 3 * 5
     for picture in pictures:
         assert picture["alt"]
     # The held-out recordings that have a transcript last 1.4, 1.5 and 1.7 s, the one nearest to the median first.
     shapes = [imread(data_of(picture["src"])).shape[:2] for picture in pictures]
     assert shapes[0] == shapes[1] == shapes[2] == (80, 1 + int(1.5 * 80))
-    assert shapes[3][1] == shapes[0][1]
+    assert shapes[3] == shapes[0]
+    assert shapes[4][1] == shapes[0][1]
     assert all(
         attributes["role"] == "img" for attributes in reader.attributes("svg") if "aria-hidden" not in attributes
     )

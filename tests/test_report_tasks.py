@@ -15,19 +15,22 @@ import numpy as np
 import pytest
 import soundfile
 
+from ctal import CtalConfig, CtalFeatureExtractor, CtalProcessor
 from ctal.corpora import Utterance
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
 from ctal.metrics import eer_threshold, emotion_metrics, sentiment_metrics, verification_metrics
+from ctal.modeling_ctal import CtalForSequenceClassification
 from ctal.objective import open_corpus
 from ctal.protocols import make_trials, write_trials
 from ctal.report import Column, ResultTable, Row, tasks, write_demo_report, write_task_report
 from ctal.report.html import Html, element
-from ctal.report.listening import EXAMPLES
+from ctal.report.listening import ATTENTION_EXAMPLES, EXAMPLES
 from ctal.report.pictures import SHOWN_CLASSES
 from ctal.report.pretraining import PretrainingContent
 from ctal.store import prepare_store
 from ctal.tasks import trial_scores
+from ctal.text import train_tokenizer
 from test_report import HOSTILE, RATE, Reader, data_of, tones
 
 EMOTIONS = ("angry", HOSTILE, "sad")
@@ -315,6 +318,30 @@ def test_recordings_are_those_of_different_speakers_with_all_tasks_beside_them(p
         for task in ("Emotion", "Sentiment", "Verification"):
             assert task in words
     assert len(speakers) == EXAMPLES
+
+
+def test_a_run_with_its_model_shows_what_two_recordings_attend_to(
+    runs: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs["emotion"], tmp_path / "run"))
+    tokenizer = train_tokenizer(["word script alert"], 280)
+    config = CtalConfig.of_size("nano", vocab_size=len(tokenizer), frame_stack=2)
+    CtalForSequenceClassification(config).save_pretrained(run / "model")
+    CtalProcessor(CtalFeatureExtractor(), tokenizer).save_pretrained(run / "model")
+    (run / "model" / "run.json").write_text(json.dumps({"config": {"inputs": "both"}}))
+
+    reader = written(run, store, tmp_path / "page.html")
+    pictures = reader.attributes("img")
+    assert len(pictures) == 2 * ATTENTION_EXAMPLES
+    assert all(each["alt"] for each in pictures)
+    assert "This is attention and not an alignment" in reader.words
+    labels = [each.get("title") for each in reader.attributes("li") if each.get("title")]
+    assert labels[:6] == ["<s>", "script", "alert", "1", "script", "word"]
+
+    (run / "model" / "run.json").write_text(json.dumps({"config": {"inputs": "audio"}}))
+    assert (
+        "no model of both audio and text lies beside its results" in written(run, store, tmp_path / "page.html").words
+    )
 
 
 def test_predictions_do_not_choose_the_recordings(runs: dict[str, Path], store: Path, tmp_path: Path) -> None:

@@ -342,29 +342,45 @@ class PretrainingDataset(UtteranceDataset):
         stored = self.corpus.read(row)
         generator = self.generator(stored, epoch)
         features = random_window(self.features(row, stored), self.max_frames, generator)
-        tokens = mask_tokens(
-            torch.tensor(self.encode(stored.text)),
-            vocab_size=self.vocab_size,
-            mask_id=self.mask_id,
-            special_ids=self.special_ids,
-            ratio=self.masking.text_mask_ratio,
-            generator=generator,
-        )
-        frames = mask_frames(
-            features,
-            ratio=self.masking.audio_mask_ratio,
-            min_span=self.masking.min_span,
-            max_span=self.masking.max_span,
-            short_masking=self.masking.short_masking,
-            generator=generator,
-        )
-        return {
-            "input_ids": tokens.input_ids,
-            "labels": tokens.labels,
-            "input_features": frames.features,
-            "feature_labels": features,
-            "mask_time_indices": frames.is_masked,
-        }
+        ids = torch.tensor(self.encode(stored.text))
+        tokens = {"vocab_size": self.vocab_size, "mask_id": self.mask_id, "special_ids": self.special_ids}
+        return masked_utterance(ids, features, self.masking, generator=generator, **tokens)
+
+
+def masked_utterance(
+    input_ids: Tensor,
+    features: Tensor,
+    masking: MaskingConfig,
+    *,
+    vocab_size: int,
+    mask_id: int,
+    special_ids: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Both proxy tasks on (L,) token ids and (T, F) features: what `PretrainingDataset.utterance` gives."""
+    tokens = mask_tokens(
+        input_ids,
+        vocab_size=vocab_size,
+        mask_id=mask_id,
+        special_ids=special_ids,
+        ratio=masking.text_mask_ratio,
+        generator=generator,
+    )
+    frames = mask_frames(
+        features,
+        ratio=masking.audio_mask_ratio,
+        min_span=masking.min_span,
+        max_span=masking.max_span,
+        short_masking=masking.short_masking,
+        generator=generator,
+    )
+    return {
+        "input_ids": tokens.input_ids,
+        "labels": tokens.labels,
+        "input_features": frames.features,
+        "feature_labels": features,
+        "mask_time_indices": frames.is_masked,
+    }
 
 
 EVALUATION = -1

@@ -520,6 +520,34 @@ def reproduce(
 
 
 @app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, pre-trained or fine-tuned.")],
+    audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="A recording.")],
+    text: Annotated[str | None, typer.Option(help="Its transcript.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Show the utterances of this store that are nearest to it.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write.")] = Path("inspect.html"),
+) -> None:
+    """Look inside a model: which words it attends to when, what it fills in, what it takes to be alike.
+
+    Writes one HTML file that needs nothing else. The transcript of x.wav is x.txt beside it, unless `--text` is given.
+    Of a recording that is longer than the model's window, the first window is looked at.
+
+    Example: `ctal inspect run/model talk.wav --text "what a day" --store my-store -o inspect.html`
+    """
+    with _quick_start():
+        from ctal.console import bar
+        from ctal.report import write_inspection
+
+    with bar("listening") as progress:
+        notes = write_inspection(model, audio, out, text=text, store=store, progress=progress)
+    for note in notes:
+        print(f"{audio}: {note}", file=sys.stderr)
+    print(f"{out}: open it in a browser")
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A states-*.ckpt of the authors' code.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],

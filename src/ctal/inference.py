@@ -28,13 +28,20 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, load_audio, num_frames, resample
 from ctal.corpora import folder as recordings_folder
 from ctal.corpora import manifest as transcripts_manifest
 from ctal.errors import InputError, did_you_mean
-from ctal.modeling_ctal import CtalForSequenceClassification, CtalForXVector, CtalTaskOutput
+from ctal.modeling_ctal import (
+    CtalForPreTraining,
+    CtalForSequenceClassification,
+    CtalForXVector,
+    CtalPreTrainedModel,
+    CtalTaskOutput,
+)
 from ctal.processing_ctal import CtalProcessor
 from ctal.text import normalize_transcript
 
@@ -160,11 +167,27 @@ class TaskModel:
     @property
     def max_frames(self) -> int:
         """Longest window in frames."""
-        return min(self.processor.feature_extractor.max_frames, self.model.config.audio.max_frames)
+        return _longest_window(self.model, self.processor)
 
 
 _ARCHITECTURES = {kind.__name__: kind for kind in (CtalForSequenceClassification, CtalForXVector)}
 _PRETRAINED = ("CtalForPreTraining", "CtalModel")
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A model with the heads of pre-training, and all that belongs to it."""
+
+    model: CtalForPreTraining
+    processor: CtalProcessor
+    run: Mapping[str, Any]
+    """As `TaskModel.run`."""
+    reads: Literal["both"] = "both"
+
+    @property
+    def max_frames(self) -> int:
+        """Longest window in frames."""
+        return _longest_window(self.model, self.processor)
 
 
 def load_task_model(folder: str | Path) -> TaskModel:
@@ -174,25 +197,51 @@ def load_task_model(folder: str | Path) -> TaskModel:
     unknown architecture, or damaged.
     """
     folder = Path(folder)
+    architecture = _architecture(folder, "give the RUN/model of a `ctal finetune`")
+    if architecture in _PRETRAINED:
+        raise InputError(f"{folder}: a pre-trained model without a task; fine-tune it first with `ctal finetune`")
+    return _load_task_model(folder, architecture)
+
+
+def load_any_model(folder: str | Path) -> TaskModel | PretrainedModel:
+    """The model in `folder`, pre-trained or fine-tuned; else as `load_task_model`."""
+    folder = Path(folder)
+    architecture = _architecture(folder, "give the RUN/model of a `ctal pretrain` or `ctal finetune`")
+    if architecture == CtalForPreTraining.__name__:
+        return PretrainedModel(*_load(folder, CtalForPreTraining))
+    return _load_task_model(folder, architecture)
+
+
+def _architecture(folder: Path, mend: str) -> str | None:
+    """The class that the model in `folder` is of; raises `InputError` where there is no model of ours."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the RUN/model of a `ctal finetune`")
+        raise InputError(f"{folder}: no such folder; {mend}")
     for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: not a model folder with its processor ({name} is missing); give RUN/model")
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "ctal":
         raise InputError(f"{folder}: a model of type '{config.get('model_type')}', not of ctal; give RUN/model")
-    architecture = (config.get("architectures") or [None])[0]
-    if architecture in _PRETRAINED:
-        raise InputError(f"{folder}: a pre-trained model without a task; fine-tune it first with `ctal finetune`")
+    return (config.get("architectures") or [None])[0]
+
+
+def _load_task_model(folder: Path, architecture: str | None) -> TaskModel:
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise InputError(f"{folder}: unknown architecture '{architecture}' in config.json; this version has {known}")
+    model, processor, run = _load(folder, _ARCHITECTURES[architecture])
+    settings = run.get("config", {})
+    reads = "text" if model.config.fusion == "text" else settings.get("inputs", "both")
+    return TaskModel(_task_of(model), model, processor, reads, run)
+
+
+def _load(folder: Path, kind: type[Any]) -> tuple[Any, CtalProcessor, dict[str, Any]]:
+    """A model of class `kind`, its processor and its `run.json`."""
     disable_progress_bar()
     try:
         processor = CtalProcessor.from_pretrained(folder)
         # Typed as if it gave the model alone.
-        model, info = cast(Any, _ARCHITECTURES[architecture]).from_pretrained(folder, output_loading_info=True)
+        model, info = kind.from_pretrained(folder, output_loading_info=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: cannot be loaded ({reason}); copy it again from where it was trained") from None
@@ -200,9 +249,11 @@ def load_task_model(folder: str | Path) -> TaskModel:
         # transformers would go on with random numbers in their place.
         raise InputError(f"{folder}: model.safetensors lacks {min(info['missing_keys'])}; copy it again")
     run = _read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    settings = run.get("config", {})
-    reads = "text" if model.config.fusion == "text" else settings.get("inputs", "both")
-    return TaskModel(_task_of(model), model.eval(), processor, reads, run)
+    return model.eval(), processor, run
+
+
+def _longest_window(model: CtalPreTrainedModel, processor: CtalProcessor) -> int:
+    return min(processor.feature_extractor.max_frames, model.config.audio.max_frames)
 
 
 def _task_of(model: CtalForSequenceClassification | CtalForXVector) -> Task:
@@ -286,6 +337,13 @@ def deal_words(text: str, wave: np.ndarray, windows: Sequence[tuple[int, int]]) 
     words = text.split()
     ends = np.rint(np.cumsum(shares) / shares.sum() * len(words)).astype(int).tolist()
     return [" ".join(words[low:high]) or None for low, high in zip([0, *ends], ends, strict=False)]
+
+
+def is_cut(text: str | None, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it has more tokens than fit; a token is at least a byte."""
+    normalized = normalize_transcript(text or "")
+    fits = len(normalized.encode()) + 2 <= tokenizer.model_max_length
+    return not fits and len(tokenizer(normalized, verbose=False)["input_ids"]) > tokenizer.model_max_length  # pyright: ignore[reportArgumentType]
 
 
 # The pipeline -----------------------------------------------------------------------------------------------------
@@ -500,8 +558,9 @@ class Pipeline(Generic[ResultT]):
         elif self.asr and self._reads != "audio":
             texts = [self.asr(wave[start:end], SAMPLING_RATE) or None for start, end in spans]
             text = " ".join(filter(None, texts)) or None
-        if cut := sum(map(self._is_cut, texts)):
-            limit = self._loaded.processor.tokenizer.model_max_length
+        tokenizer = self._loaded.processor.tokenizer
+        if cut := sum(is_cut(text, tokenizer) for text in texts):
+            limit = tokenizer.model_max_length
             notes.append(f"text of more than {limit} tokens in {cut} of {len(spans)} windows: the rest is not read")
         if text is None and self._reads == "text":
             raise InputError(f"{name or recording.name}: the model reads text alone; give a transcript")
@@ -510,13 +569,6 @@ class Pipeline(Generic[ResultT]):
                 "no transcript, and no modality dropout in training: less reliable if the training data had transcripts"
             )
         return _Heard(name, wave, spans, texts, text, notes)
-
-    def _is_cut(self, text: str | None) -> bool:
-        """Whether it has more tokens than fit; a token is at least a byte."""
-        tokenizer = self._loaded.processor.tokenizer
-        normalized = normalize_transcript(text or "")
-        fits = len(normalized.encode()) + 2 <= tokenizer.model_max_length
-        return not fits and len(tokenizer(normalized, verbose=False)["input_ids"]) > tokenizer.model_max_length
 
     def _judge(self, chunk: Sequence[_Heard | InputError]) -> Iterator[ResultT | InputError]:
         """Runs the model on all windows of the recordings, the longest first."""

@@ -124,9 +124,12 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], class_: str | None
     return element("table", *title, element("thead", header), element("tbody", *body), class_=class_)
 
 
-def picture(levels: np.ndarray, colours: str, description: str) -> Html:
-    """(height, width) levels of 0 … 1, the first row on top, in the colours of one of matplotlib's maps."""
-    return element("img", src=_data_url("image/png", _png(levels, colours)), alt=description)
+def picture(levels: np.ndarray, colours: str, description: str, *, see_through: bool = False) -> Html:
+    """(height, width) levels of 0 … 1, the first row on top, in the colours of one of matplotlib's maps.
+
+    With `see_through`, lower levels show more of what lies behind the picture.
+    """
+    return element("img", src=_data_url("image/png", _png(levels, colours, see_through)), alt=description)
 
 
 def colour_bar(colours: str, low: str, high: str) -> Html:
@@ -141,7 +144,7 @@ def player(wave: np.ndarray) -> Html:
     return element("audio", controls=True, preload="none", src=_data_url("audio/flac", _flac(wave)))
 
 
-def _png(levels: np.ndarray, colours: str) -> bytes:
+def _png(levels: np.ndarray, colours: str, see_through: bool) -> bytes:
     """A PNG with a palette (PNG specification, third edition, 5 and 11): a third of the size of one in true colour."""
     palette = (colormaps[colours](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
     indices = (levels.clip(0, 1) * 255).round().astype(np.uint8)
@@ -155,6 +158,7 @@ def _png(levels: np.ndarray, colours: str) -> bytes:
     chunks = [
         chunk(b"IHDR", header),
         chunk(b"PLTE", palette.tobytes()),
+        chunk(b"tRNS", bytes(range(256))) if see_through else b"",
         chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")

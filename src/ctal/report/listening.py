@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from ctal.audio import load_audio
 from ctal.batching import Corpus, digest
+from ctal.features import NUM_MEL
+from ctal.inference import TaskModel, load_task_model
 from ctal.report.html import Html, capital, element, join, minus, player, signed
 from ctal.report.pictures import SHAPES
 from ctal.report.runs import Prediction, TaskRun
+from ctal.report.utterance import Attended, attend, attention_explained, attention_picture, attention_scale, brightest
+from ctal.store import StoredUtterance
+from ctal.text import normalize_transcript
 
 EXAMPLES = 4
 """Recordings to listen to."""
 
 EXAMPLE_SECONDS = 15.0
 """They are no longer than this, if there are such, so that pages stay small."""
+
+ATTENTION_EXAMPLES = 2
+"""Of how many of them it is shown which words the models attend to."""
 
 SHOWN_CHANCES = 6
 """Emotions whose probabilities are shown for a recording, at most."""
@@ -37,7 +46,53 @@ def examples_section(runs: Mapping[str, TaskRun], corpus: Corpus) -> Html:
         element("h2", "Listen for yourself"),
         element("p", rule),
         *(_example(id, runs, corpus, row_of) for id in chosen),
+        _attention_section(chosen, runs, corpus, row_of),
     )
+
+
+def _attention_section(
+    chosen: Sequence[str], runs: Mapping[str, TaskRun], corpus: Corpus, row_of: Mapping[str, int]
+) -> Html:
+    """Which words the models attend to in the first of the recordings."""
+    heading = element("h2", "Which words each moment attends to")
+    # A run may have been tidied up: what it measured can still be shown.
+    models = {name: load_task_model(run.folder / "model") for name, run in runs.items() if run.has_model}
+    models = {name: loaded for name, loaded in models.items() if loaded.reads == "both"}
+    spoken = [id for id in chosen if normalize_transcript(corpus.read(row_of[id]).text or "")]
+    if not models or not spoken:
+        why = "none of the recordings has a transcript"
+        if not models:
+            why = "no model of both audio and text lies beside its results"
+        return join(heading, element("p", f"Nothing to show: {why}."))
+    shown = [
+        (id, name, *_attended(corpus.read(row_of[id]), loaded))
+        for id in spoken[:ATTENTION_EXAMPLES]
+        for name, loaded in models.items()
+    ]
+    scale_end = brightest(attended for *_, attended, _ in shown)
+    several = " Where there are several folds, the model is that of one of them, which may have trained on these."
+    folds = any("model_fold" in runs[name].evaluation for name in models)
+    return join(
+        heading,
+        attention_explained(),
+        element("p", several, class_="note") if folds else Html(),
+        attention_scale(scale_end),
+        *(
+            element(
+                "section",
+                element("h3", f"{id}: {capital(name)}"),
+                attention_picture(attended, features, id, scale_end=scale_end),
+            )
+            for id, name, attended, features in shown
+        ),
+    )
+
+
+def _attended(stored: StoredUtterance, loaded: TaskModel) -> tuple[Attended, Tensor]:
+    """What the frames of a recording attend to, and their (T, 80) static features."""
+    features_TF = loaded.processor.feature_extractor.features(load_audio(stored.audio, stored.id))
+    features_TF = features_TF[: loaded.max_frames]
+    return attend(loaded.model, loaded.processor, features_TF, stored.text), features_TF[:, :NUM_MEL]
 
 
 def _emotions(runs: Mapping[str, TaskRun]) -> Mapping[str, str]:

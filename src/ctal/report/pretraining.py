@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -20,10 +19,10 @@ from ctal.audio import SAMPLING_RATE, load_audio
 from ctal.batching import EVALUATION, collate
 from ctal.diagnostics import Comparison, Interval
 from ctal.errors import InputError
-from ctal.features import NUM_MEL, mel_filters
+from ctal.features import NUM_MEL
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import CtalForPreTraining
-from ctal.objective import open_corpus
+from ctal.objective import frames_per_second, open_corpus
 from ctal.pretrain import PretrainingObjective
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig
@@ -31,11 +30,9 @@ from ctal.report.html import (
     Html,
     Plot,
     Scale,
-    colour_bar,
     element,
     four_decimals,
     join,
-    picture,
     player,
     read_json,
     read_text,
@@ -46,6 +43,19 @@ from ctal.report.html import (
     tiles,
     unfolding,
     write_page,
+)
+from ctal.report.utterance import (
+    Attended,
+    Word,
+    attention_explained,
+    attention_picture,
+    attention_scale,
+    brightest,
+    runs,
+    spectrogram,
+    spectrogram_scale,
+    starts_word,
+    times,
 )
 from ctal.text import SPECIAL_TOKENS
 
@@ -63,9 +73,6 @@ EXAMPLE_SECONDS = 8.0
 
 GUESSES = 3
 """Predictions shown for each masked token."""
-
-FEATURE_RANGE = 2.5
-"""Features beyond ± this many standard deviations get the outermost colours."""
 
 CURVE_POINTS = 60
 """A training curve has at most so many points, each the mean of neighbouring log entries, so that pages stay small."""
@@ -103,13 +110,10 @@ class PretrainingContent:
 
 
 @dataclass(frozen=True)
-class _Example:
-    """One held-out utterance and what the model makes of it; T frames, L tokens."""
+class MaskedUtterance:
+    """An utterance of which parts were masked, and what the model makes of it; T frames, L tokens."""
 
-    id: str
-    speaker: str | None
-    wave: np.ndarray
-    """(samples,) at 16 kHz."""
+    name: str
     ids: list[int]
     """L original tokens."""
     shown_ids: list[int]
@@ -125,10 +129,21 @@ class _Example:
     """The reconstruction in masked spans, the original elsewhere."""
     is_masked: np.ndarray
     """(T,) bool."""
-    attention: Tensor
-    """(T, L) of the last layer, averaged over its heads."""
+    attended: Attended
+    """By the masked utterance."""
     error: float
     """L1, a dimension (of all, static and delta) of a masked frame."""
+
+
+@dataclass(frozen=True)
+class _Example:
+    """One held-out utterance."""
+
+    id: str
+    speaker: str | None
+    wave: np.ndarray
+    """(samples,) at 16 kHz."""
+    masked: MaskedUtterance
 
     @property
     def seconds(self) -> float:
@@ -183,7 +198,7 @@ def pretraining_content(run: Path, stores: Sequence[Path]) -> PretrainingContent
         _curves_section(metrics, provenance["step"]),
         _comparisons_section(comparisons, measured_step),
         _listening_section(comparisons),
-        _examples_section(examples, processor.tokenizer, objective.frames_per_second),
+        _examples_section(examples, processor.tokenizer),
     )
     return PretrainingContent(provenance["corpus"], INTRODUCTION, sections)
 
@@ -250,54 +265,42 @@ def _choose_examples(objective: PretrainingObjective) -> list[int]:
     return chosen
 
 
-@torch.no_grad()
 def _example(objective: PretrainingObjective, row: int) -> _Example:
     stored = objective.corpus.read(row)
     utterance = objective.dataset.utterance(row, EVALUATION)
-    output = objective.model(**collate([utterance]), output_hidden_states=True, output_attentions=True)
+    masked = fill_in(objective.model, objective.processor, utterance, stored.id)
+    return _Example(stored.id, stored.speaker, load_audio(stored.audio, stored.id), masked)
+
+
+@torch.no_grad()
+def fill_in(
+    model: CtalForPreTraining, processor: CtalProcessor, utterance: Mapping[str, Tensor], name: str
+) -> MaskedUtterance:
+    """What `model`, in evaluation mode, makes of a `masked_utterance`."""
+    output = model(**collate([utterance]), output_hidden_states=True, output_attentions=True)
     truth, is_masked = utterance["feature_labels"], utterance["mask_time_indices"]
-    reconstruction = torch.where(is_masked[:, None], output.reconstruction[0], truth)
-    attention = output.cross_attentions[-1][0].mean(0)
     labels, shown_ids = utterance["labels"], utterance["input_ids"]
-    return _Example(
-        id=stored.id,
-        speaker=stored.speaker,
-        wave=load_audio(stored.audio, stored.id),
-        ids=torch.where(labels == IGNORED, shown_ids, labels).tolist(),
+    ids = torch.where(labels == IGNORED, shown_ids, labels).tolist()
+    return MaskedUtterance(
+        name=name,
+        ids=ids,
         shown_ids=shown_ids.tolist(),
         is_predicted=(labels != IGNORED).tolist(),
         probabilities=output.logits[0].softmax(-1),
         original=truth[:, :NUM_MEL],
         masked=utterance["input_features"][:, :NUM_MEL],
-        reconstructed=reconstruction[:, :NUM_MEL],
+        reconstructed=torch.where(is_masked[:, None], output.reconstruction[0], truth)[:, :NUM_MEL],
         is_masked=is_masked.numpy(),
-        attention=attention.repeat_interleave(objective.model.config.audio.frame_stack, dim=0)[: len(truth)],
+        attended=Attended.of(
+            output.cross_attentions,
+            ids,
+            processor.tokenizer,
+            frames=len(truth),
+            frame_stack=model.config.audio.frame_stack,
+            frame_rate=frames_per_second(processor),
+        ),
         error=output.audio_loss.item(),
     )
-
-
-@dataclass(frozen=True)
-class _Word:
-    text: str
-    positions: Sequence[int]
-    """Its tokens."""
-
-
-def _words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[_Word]:
-    """Tokens merged into words; `<s>` and `</s>` stand alone."""
-    groups: list[list[int]] = []
-    for position, token_id in enumerate(ids):
-        is_special = token_id < len(SPECIAL_TOKENS)
-        if is_special or position == 0 or ids[position - 1] < len(SPECIAL_TOKENS) or _starts_word(token_id, tokenizer):
-            groups.append([])
-        groups[-1].append(position)
-    return [_Word(str(tokenizer.decode([ids[i] for i in group])).strip(), group) for group in groups]
-
-
-def _starts_word(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Byte-level BPE writes the space before a word as "Ġ", the first character of the word's first token."""
-    token = tokenizer.convert_ids_to_tokens(token_id)
-    return isinstance(token, str) and token.startswith("Ġ")
 
 
 def _token_text(token_id: int, tokenizer: PreTrainedTokenizerBase, *, inside_word: bool) -> str:
@@ -530,78 +533,87 @@ def _interval(interval: Interval) -> tuple[str, Html]:
     return four_decimals(interval.mean, "+"), element("small", ends)
 
 
-def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokenizerBase, frame_rate: float) -> Html:
+MASKS_EXPLAINED = (
+    "Pictures show sound over time, low to high frequency from bottom to top, as the model gets it: normalised, in "
+    "standard deviations of each frequency. White lines below an orange bar mark the masked stretches; of their frames "
+    "80% are blanked, 10% swapped for another frame and 10% kept."
+)
+
+
+def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokenizerBase) -> Html:
     heading = element("h2", "Held-out utterances")
     if not examples:
         why = "None to show: no held-out utterance has a transcript, a masked token and a length that the model takes."
         return join(heading, element("p", why))
-    strongest = max(_word_attention(each, _words(each.ids, tokenizer)).max().item() for each in examples)
+    scale_end = brightest(each.masked.attended for each in examples)
     return join(
         heading,
         element(
             "p",
             f"{len(examples)} utterances, chosen by length before anything was predicted, of speakers or recordings "
-            "that were not in the training data. Pictures show sound over time, low to high frequency from bottom to "
-            "top, as the model gets it: normalised, in standard deviations of each frequency. White lines below an "
-            "orange bar mark the masked stretches; of their frames 80% are blanked, 10% swapped for another frame and "
-            "10% kept.",
+            f"that were not in the training data. {MASKS_EXPLAINED}",
         ),
-        colour_bar("viridis", f"≤ −{FEATURE_RANGE}", f"≥ {FEATURE_RANGE} standard deviations"),
-        element(
-            "p",
-            "Below them: how much of its attention each frame pays to each word (last layer, averaged over its heads, "
-            "tokens added up into words), on a scale of square roots. ",
-            element("code", "<s>"),
-            " and ",
-            element("code", "</s>"),
-            " are the start and end of the text. Marked words were masked, in whole or in part.",
-        ),
-        colour_bar("magma", "0%", f"{strongest:.0%} of a frame's attention"),
-        *(_example_section(each, tokenizer, frame_rate, strongest) for each in examples),
+        spectrogram_scale(),
+        attention_explained(),
+        attention_scale(scale_end),
+        element("p", "Marked words were masked, in whole or in part.", class_="note"),
+        *(_example_section(each, tokenizer, scale_end) for each in examples),
     )
 
 
-def _example_section(
-    example: _Example, tokenizer: PreTrainedTokenizerBase, frame_rate: float, strongest: float
-) -> Html:
-    words = _words(example.ids, tokenizer)
+def _example_section(example: _Example, tokenizer: PreTrainedTokenizerBase, scale_end: float) -> Html:
     speaker = f", speaker {example.speaker}" if example.speaker else ""
-    name = f"{example.id} ({example.seconds:.1f} s{speaker})"
-    pictures = {
-        "as it was": example.original,
-        "as the model saw it": example.masked,
-        "as the model filled it in": example.reconstructed,
-    }
+    masked, name = example.masked, f"{example.id} ({example.seconds:.1f} s{speaker})"
+    marked = [any(masked.is_predicted[position] for position in word.positions) for word in masked.attended.words]
     return element(
         "section",
         element("h3", name),
         player(example.wave),
-        _transcript(example, words, tokenizer),
-        _guesses(example, words, tokenizer),
-        *(_spectrogram(example, caption, features) for caption, features in pictures.items()),
-        _times(len(example.is_masked), frame_rate),
-        element("p", f"L1 in its masked frames: {example.error:.3f} a dimension.", class_="note"),
-        _attention_picture(example, words, strongest),
-        _times(len(example.is_masked), frame_rate),
+        filled_in(masked, tokenizer),
+        attention_picture(
+            masked.attended,
+            masked.masked,
+            example.id,
+            scale_end=scale_end,
+            is_masked=masked.is_masked,
+            marked=marked,
+        ),
         class_="utterance",
     )
 
 
-def _transcript(example: _Example, words: Sequence[_Word], tokenizer: PreTrainedTokenizerBase) -> Html:
+def filled_in(masked: MaskedUtterance, tokenizer: PreTrainedTokenizerBase) -> Html:
+    """The transcript, the guesses of masked words, and the sound before, masked, and after."""
+    words = masked.attended.words
+    pictures = {
+        "as it was": masked.original,
+        "as the model saw it": masked.masked,
+        "as the model filled it in": masked.reconstructed,
+    }
+    return join(
+        _transcript(masked, words, tokenizer),
+        _guesses(masked, words, tokenizer),
+        *(spectrogram(each, caption, masked.name, masked.is_masked) for caption, each in pictures.items()),
+        times(len(masked.is_masked), masked.attended.frame_rate),
+        element("p", f"L1 in its masked frames: {masked.error:.3f} a dimension.", class_="note"),
+    )
+
+
+def _transcript(example: MaskedUtterance, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase) -> Html:
     """The words, masked tokens marked."""
     parts: list[Html] = []
     for word in words:
-        if example.ids[word.positions[0]] < len(SPECIAL_TOKENS):
+        if word.is_end:
             continue
         parts.append(Html(" "))
         # Tokens can end inside a character, so neighbours that share a mark are decoded together.
-        for is_predicted, first, end in _runs([example.is_predicted[position] for position in word.positions]):
+        for is_predicted, first, end in runs([example.is_predicted[position] for position in word.positions]):
             tokens = [example.ids[position] for position in word.positions[first:end]]
             parts.append(element("mark" if is_predicted else "span", str(tokenizer.decode(tokens)).strip()))
     return element("p", *parts, class_="transcript")
 
 
-def _guesses(example: _Example, words: Sequence[_Word], tokenizer: PreTrainedTokenizerBase) -> Html:
+def _guesses(example: MaskedUtterance, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase) -> Html:
     """A card for each masked token: what it was, what the model saw instead, and what it thinks it was."""
     cards = []
     for word in words:
@@ -636,7 +648,7 @@ def _guesses(example: _Example, words: Sequence[_Word], tokenizer: PreTrainedTok
 
 
 def _guessed_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    is_whole = token_id < len(SPECIAL_TOKENS) or _starts_word(token_id, tokenizer)
+    is_whole = token_id < len(SPECIAL_TOKENS) or starts_word(token_id, tokenizer)
     return _token_text(token_id, tokenizer, inside_word=not is_whole)
 
 
@@ -648,80 +660,3 @@ def _guess(text: str, probability: float, is_right: bool) -> Html:
         class_="right" if is_right else None,
         style=f"--share: {probability:.1%}",
     )
-
-
-def _spectrogram(example: _Example, caption: str, features: Tensor) -> Html:
-    """A picture of (T, 80) features, low frequencies at the bottom."""
-    levels = (features.numpy().T[::-1] / FEATURE_RANGE + 1) / 2
-    centres_hz = mel_filters(SAMPLING_RATE, 2048, NUM_MEL).numpy().argmax(0) * SAMPLING_RATE / 2048
-    ticks = []
-    for kilohertz in (0.5, 1, 2, 4):
-        height = (np.interp(1000 * kilohertz, centres_hz, np.arange(NUM_MEL)) + 0.5) / NUM_MEL
-        ticks.append(element("span", f"{kilohertz:g} kHz", style=f"bottom: {height:.1%}"))
-    description = f"Log-mel spectrogram of {example.id}, {example.seconds:.1f} seconds, {caption}."
-    return element(
-        "figure",
-        element("figcaption", caption),
-        element("div", *ticks, class_="scale", aria_hidden="true"),
-        element("div", picture(levels, "viridis", description), *_span_marks(example.is_masked), class_="picture"),
-        class_="panel",
-    )
-
-
-def _word_attention(example: _Example, words: Sequence[_Word]) -> Tensor:
-    """(T, L) attention to tokens → (T, words)."""
-    return torch.stack([example.attention[:, word.positions].sum(1) for word in words], dim=1)
-
-
-def _attention_picture(example: _Example, words: Sequence[_Word], strongest: float) -> Html:
-    levels = (_word_attention(example, words).numpy().T / strongest) ** 0.5
-    labels = []
-    for word in words:
-        is_predicted = any(example.is_predicted[position] for position in word.positions)
-        labels.append(element("li", element("mark", word.text) if is_predicted else word.text, title=word.text))
-    description = (
-        f"Attention of each frame of {example.id} to each word of its transcript; "
-        f"the brightest place has {strongest:.0%} of a frame's attention."
-    )
-    return element(
-        "figure",
-        element("figcaption", "words attended to by each frame"),
-        element("ul", *labels, class_="scale words"),
-        element(
-            "div",
-            picture(levels, "magma", description),
-            *_span_marks(example.is_masked),
-            class_="picture words",
-            style=f"--rows: {len(words)}",
-        ),
-        class_="panel",
-    )
-
-
-def _span_marks(is_masked: np.ndarray) -> list[Html]:
-    return [
-        element(
-            "div",
-            class_="span",
-            style=f"left: {first / len(is_masked):.2%}; width: {(end - first) / len(is_masked):.2%}",
-        )
-        for is_span, first, end in _runs(is_masked.tolist())
-        if is_span
-    ]
-
-
-def _times(frames: int, frame_rate: float) -> Html:
-    """The time axis below a picture of so many frames."""
-    seconds = frames / frame_rate
-    ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, seconds) if tick <= 0.96 * seconds]
-    labels = (
-        element("span", f"{tick:g} s" if tick == ticks[-1] else f"{tick:g}", style=f"left: {tick / seconds:.1%}")
-        for tick in ticks
-    )
-    return element("div", element("div", *labels, class_="times"), class_="panel", aria_hidden="true")
-
-
-def _runs(values: Sequence[bool]) -> list[tuple[bool, int, int]]:
-    """(value, first, end) of each stretch of equal neighbours."""
-    starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
-    return [(values[first], first, end) for first, end in zip(starts, [*starts[1:], len(values)], strict=True)]

@@ -82,6 +82,10 @@ class TaskRun:
     """Fold → (step, the metric that chooses the epoch, on the validation part)."""
 
     @property
+    def has_model(self) -> bool:
+        return (self.folder / "model" / "config.json").is_file()
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         """Of several folds: means over them."""
         return self.evaluation["metrics"]
