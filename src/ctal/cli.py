@@ -239,6 +239,9 @@ def evaluate(
         known = ("pretraining", *TASKS)
         raise InputError(f"unknown task '{task}'{did_you_mean(task, known)}: choose from {', '.join(known)}")
     if task == "pretraining":
+        for option, value in {"--trials": trials, "--inputs": inputs, "--scores": scores}.items():
+            if value is not None:
+                raise InputError(f"{option}: is for tasks; leave it out for pretraining")
         from ctal.pretrain import evaluate_model
 
         evaluation, show = evaluate_model(stores, model), _show_evaluation
