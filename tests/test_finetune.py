@@ -178,8 +178,15 @@ def test_only_some_of_the_stores_of_a_run_are_refused_since_its_test_part_is_not
 def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(
     labelled: Labelled, tmp_path: Path
 ) -> None:
-    evaluation = run(labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1)
+    evaluation = run(
+        labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1, modality_dropout=0.3
+    )
 
+    folds = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("folds/*/evaluation.json")]
+    for given in ("audio", "text"):
+        means = evaluation["missing_modality"][given]
+        assert means["ua"] == pytest.approx(np.mean([fold["missing_modality"][given]["ua"] for fold in folds]))
+        assert f"{given} alone | wa {means['wa']:.4f}" in (tmp_path / "run" / "model" / "README.md").read_text()
     predictions = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert sorted(line["id"] for line in predictions) == [f"u{number:02d}" for number in range(48)]
     assert len(evaluation["folds"]) == 5

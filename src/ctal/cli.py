@@ -587,6 +587,8 @@ def _show_metrics(evaluation: Mapping[str, Any]) -> None:
     for withheld, metrics in evaluation.get("missing_modality", {}).items():
         for name, value in metrics.items():
             table.add_row(f"{name}, {withheld} alone", f"{value:.4f}")
+    for name, value in evaluation.get("at_threshold", {}).items():
+        table.add_row("threshold" if name == "threshold" else f"{name} at the threshold", f"{value:.4f}")
     Console().print(table)
 
 

@@ -572,10 +572,25 @@ def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) ->
         "folds": {fold["fold"]: fold["metrics"] for fold in each},
         "utterances": len(lines),
     }
+    for name in ("missing_modality", "at_threshold"):
+        if name in each[0]:
+            evaluation[name] = _mean_of([fold[name] for fold in each])
     if not task.compares:
         evaluation["pooled_metrics"] = _pooled(task, lines)
+    means = {"mean over the test parts of all folds": evaluation["metrics"]}
+    means |= {f"the same, {given} alone": each for given, each in evaluation.get("missing_modality", {}).items()}
+    saved = json.loads((out / "model" / "run.json").read_text()) | {"over_folds": means}
+    (out / "model" / "run.json").write_text(json.dumps(saved, indent=1))
+    (out / "model" / "README.md").write_text(task_card(task, CtalConfig.from_pretrained(out / "model"), saved))
     (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
     return evaluation
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of mappings of them entry by entry."""
+    if isinstance(values[0], Mapping):
+        return {name: _mean_of([value[name] for value in values]) for name in values[0]}
+    return float(np.mean(values))
 
 
 def _pooled(task: Task, lines: Sequence[Mapping[str, Any]]) -> Metrics:
@@ -616,6 +631,7 @@ def task_card(task: Task, config: CtalConfig, saved: Mapping[str, Any]) -> str:
     ]
     for withheld, metrics in saved.get("missing_modality", {}).items():
         rows.append((f"test part, {withheld} alone", listed(metrics)))
+    rows += [(name, listed(metrics)) for name, metrics in saved.get("over_folds", {}).items()]
     if task.compares and config.decision_threshold is not None:
         rows.append(("threshold", f"{config.decision_threshold:.4f}: EER of the validation part"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
