@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ctal import CtalForSequenceClassification, CtalForXVector
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import get_corpus
 from ctal.errors import InputError
-from ctal.finetune import evaluate_task, finetune, make_dataset
+from ctal.finetune import evaluate_task, finetune, judge_rows, load_model_for, make_dataset
 from ctal.pretrain import load_processor, make_tokenizer, pretrain
 from ctal.recipes import FinetuneConfig, PretrainConfig, learning_rate, make_config
 from ctal.store import Store, prepare_store
@@ -173,6 +174,24 @@ def test_only_some_of_the_stores_of_a_run_are_refused_since_its_test_part_is_not
     both = [labelled.split, labelled.store]
 
     assert "give all of them" in refusal(lambda: evaluate_task("emotion", both, runs["emotion"] / "model"))
+
+
+def test_the_test_part_is_judged_in_the_precision_of_validation(labelled: Labelled, tmp_path: Path) -> None:
+    # A process of its own: accelerate has one precision a process.
+    settings = [part for name, value in QUICK.items() for part in ("--set", f"{name}={value}")]
+    start = ["--from", str(labelled.pretrained), "--out", str(tmp_path / "run"), "--set", "precision=bf16"]
+    ended = CtalProcess(["finetune", "sentiment", str(labelled.split), *start, *settings], tmp_path).wait()
+    assert ended.code == 0, ended.errors
+
+    task, corpus = TASKS["sentiment"], Corpus([Store(labelled.split)])
+    model, processor, saved = load_model_for(task, tmp_path / "run" / "model")
+    rows = np.flatnonzero([split == "validation" for split in corpus.splits])
+    config = make_config(FinetuneConfig, saved["config"])
+    judge = partial(judge_rows, task, model, processor, corpus, read_targets(task, corpus), rows, inputs="both")
+
+    assert judge(config=config)["metrics"]["mae"] == saved["metrics"]["mae"]
+    exact = config.model_copy(update={"precision": "fp32"})
+    assert judge(config=exact)["metrics"]["mae"] != saved["metrics"]["mae"]
 
 
 def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(

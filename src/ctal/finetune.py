@@ -35,6 +35,7 @@ from ctal.diagnostics import Interval
 from ctal.errors import InputError
 from ctal.inference import load_task_model
 from ctal.metrics import ge2e_eer
+from ctal.modeling_ctal import CtalTaskOutput
 from ctal.objective import CorpusObjective, environment, evaluation_microbatches, frame_counts, open_corpus
 from ctal.pretrain import load_processor
 from ctal.processing_ctal import CtalProcessor
@@ -334,7 +335,11 @@ def truth_of(task: Task, corpus: Corpus, targets: Targets, rows: np.ndarray, tri
 
 @torch.no_grad()
 def collect_outputs(
-    task: Task, model: torch.nn.Module, batches: Iterator[Batch], rows: np.ndarray, reduce: Callable[[Tensor], Tensor]
+    task: Task,
+    model: Callable[..., CtalTaskOutput],
+    batches: Iterator[Batch],
+    rows: np.ndarray,
+    reduce: Callable[[Tensor], Tensor],
 ) -> np.ndarray:
     """(N, K) outputs of all `rows`, in their order, from this rank's batches of them; nothing is counted twice."""
     place = {row: position for position, row in enumerate(rows.tolist())}
@@ -365,13 +370,21 @@ def judge_rows(
     config: FinetuneConfig,
     trials: Path | None = None,
 ) -> Evaluation:
-    """Metrics of `model` on `rows`, and what it predicted of each; all ranks take part and get the same."""
+    """Metrics of `model` on `rows`, and what it predicted of each; all ranks take part and get the same.
+
+    The precision is that of the run: its validation part, which chose the epoch and the threshold, was judged so too,
+    and a test in another precision would be of another model by as much as the roundings differ.
+    """
     state = process_state()
-    device = state.device if torch.cuda.is_available() else torch.device("cpu")
+    device = state.device if state.device and torch.cuda.is_available() else torch.device("cpu")
     model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
     dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=inputs)
     lengths = frame_counts(corpus, processor, model.config.audio.max_frames)
     mine = evaluation_microbatches(rows, lengths, config.batch_frames)[state.process_index :: state.num_processes]
+
+    def forward(**inputs: Tensor) -> CtalTaskOutput:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            return model(**inputs)
 
     def reduce(values: Tensor) -> Tensor:
         reduced = reduce_over_ranks(values.to(device), "sum")
@@ -380,7 +393,7 @@ def judge_rows(
 
     with closing(load(dataset, iter(mine), config.workers)) as batches:
         moved = ({name: value.to(device) for name, value in batch.items()} for batch in batches)
-        outputs = collect_outputs(task, model, moved, rows, reduce)
+        outputs = collect_outputs(task, forward, moved, rows, reduce)
     truth = truth_of(task, corpus, targets, rows, trials)
     metrics = task.measure(outputs, truth)
     judged: Evaluation = {
