@@ -34,7 +34,7 @@ from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
 from ctal.inference import load_task_model
-from ctal.metrics import ge2e_eer
+from ctal.metrics import GE2E_SPEAKERS, ge2e_eer
 from ctal.modeling_ctal import CtalTaskOutput
 from ctal.objective import CorpusObjective, environment, evaluation_microbatches, frame_counts, open_corpus
 from ctal.pretrain import load_processor
@@ -416,7 +416,7 @@ def judge_rows(
                 "false_acceptance": float(accepted[~truth.trials.is_target].mean()),
                 "false_rejection": float((~accepted[truth.trials.is_target]).mean()),
             }
-        if config.protocol == "ge2e":
+        if config.protocol == "ge2e" and judged["speakers"] >= GE2E_SPEAKERS:
             metrics["ge2e_eer"] = ge2e_eer(outputs, [str(corpus.speakers[row]) for row in rows], GE2E_SEED)
     return judged
 
@@ -456,6 +456,12 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
         protocol = replace(protocol, description=said)
     if task.compares:
         for fold in protocol.folds:
+            speakers = len({corpus.speakers[row] for row in fold.test} - {None})
+            if config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
+                raise InputError(
+                    f"protocol=ge2e: fold {fold.name} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
+                    "add speakers, or use protocol=auto"
+                )
             for name, rows in (("validation", fold.validation), ("test", fold.test)):
                 trials = truth_of(task, corpus, targets, rows).trials
                 assert trials is not None
