@@ -8,39 +8,19 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from conftest import REPOSITORY, CtalProcess, Finished, TinyCorpus, pretrain_arguments, record
-from ctal.cli import app, main
+from conftest import REPOSITORY, Cli, CtalProcess, Finished, TinyCorpus, pretrain_arguments, record
+from ctal.cli import app
 from ctal.configuration_ctal import settable_fields
 from ctal.recipes import PretrainConfig
 from ctal.store import Store
 
-Cli = Callable[..., Finished]
-
 VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
-
-
-@pytest.fixture
-def ctal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`ctal ARGUMENTS` in this process."""
-
-    def run(*arguments: object) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["ctal", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert isinstance(code, int)
-        shown = capfd.readouterr()
-        return Finished(code, shown.out, shown.err)
-
-    return run
 
 
 def refusal(finished: Finished) -> str:
@@ -151,6 +131,9 @@ def test_what_is_not_a_store_a_tokenizer_or_a_model_is_named(ctal: Cli, tiny: Ti
         assert refusal(ctal("pretrain", tiny.store, "--tokenizer", path, *fixed)).startswith(f"{path}: no tokenizer")
         assert refusal(ctal("pretrain", tiny.store, "--from", path, *fixed)).startswith(f"{path}: not a model folder")
         assert refusal(ctal("evaluate", "pretraining", tiny.store, "--model", path)).startswith(f"{path}: not a model")
+    for option in ("--trials", "--inputs", "--scores"):
+        message = refusal(ctal("evaluate", "pretraining", tiny.store, "--model", tmp_path, option, "audio"))
+        assert message.startswith(f"{option}: is for tasks")
         assert refusal(ctal("tokenizer", path, tmp_path / "made", "--vocab-size", 300)).startswith(f"{path}: ")
     assert refusal(ctal("pretrain", tiny.store, *fixed)).startswith("--tokenizer is missing")
     assert not out.exists()

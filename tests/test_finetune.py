@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ctal import CtalForSequenceClassification, CtalForXVector
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import get_corpus
 from ctal.errors import InputError
-from ctal.finetune import evaluate_task, finetune, make_dataset
+from ctal.finetune import evaluate_task, finetune, judge_rows, load_model_for, make_dataset
 from ctal.pretrain import load_processor
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.store import Store, prepare_store
@@ -127,11 +128,36 @@ def test_only_some_of_the_stores_of_a_run_are_refused_since_its_test_part_is_not
     assert "give all of them" in refusal(lambda: evaluate_task("emotion", both, runs["emotion"] / "model"))
 
 
+def test_the_test_part_is_judged_in_the_precision_of_validation(labelled: Labelled, tmp_path: Path) -> None:
+    # A process of its own: accelerate has one precision a process.
+    settings = [part for name, value in QUICK.items() for part in ("--set", f"{name}={value}")]
+    start = ["--from", str(labelled.pretrained), "--out", str(tmp_path / "run"), "--set", "precision=bf16"]
+    ended = CtalProcess(["finetune", "sentiment", str(labelled.split), *start, *settings], tmp_path).wait()
+    assert ended.code == 0, ended.errors
+
+    task, corpus = TASKS["sentiment"], Corpus([Store(labelled.split)])
+    model, processor, saved = load_model_for(task, tmp_path / "run" / "model")
+    rows = np.flatnonzero([split == "validation" for split in corpus.splits])
+    config = make_config(FinetuneConfig, saved["config"])
+    judge = partial(judge_rows, task, model, processor, corpus, read_targets(task, corpus), rows, inputs="both")
+
+    assert judge(config=config)["metrics"]["mae"] == saved["metrics"]["mae"]
+    exact = config.model_copy(update={"precision": "fp32"})
+    assert judge(config=exact)["metrics"]["mae"] != saved["metrics"]["mae"]
+
+
 def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(
     labelled: Labelled, tmp_path: Path
 ) -> None:
-    evaluation = run(labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1)
+    evaluation = run(
+        labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1, modality_dropout=0.3
+    )
 
+    folds = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("folds/*/evaluation.json")]
+    for given in ("audio", "text"):
+        means = evaluation["missing_modality"][given]
+        assert means["ua"] == pytest.approx(np.mean([fold["missing_modality"][given]["ua"] for fold in folds]))
+        assert f"{given} alone | wa {means['wa']:.4f}" in (tmp_path / "run" / "model" / "README.md").read_text()
     predictions = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert sorted(line["id"] for line in predictions) == [f"u{number:02d}" for number in range(48)]
     assert len(evaluation["folds"]) == 5
@@ -388,6 +414,9 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     assert "did you mean 'emotion'" in refusal(of("emotoin"))
     assert "not a model folder" in refusal(of(start=tmp_path))
     assert "use orthogonal, concat" in refusal(of(head={"fusion": "sum"}))
+    few = make_config(FinetuneConfig, QUICK, {"protocol": "ge2e"})
+    ge2e = refusal(lambda: finetune("verification", split, tmp_path / "run", few, start_from=pretrained))
+    assert "fold test tests 2 speakers, and it draws 4" in ge2e
     assert "add --resume" in refusal(lambda: run(labelled, runs["emotion"]))
     model = runs["emotion"] / "model"
     assert "a model for emotion, not for sentiment" in refusal(lambda: evaluate_task("sentiment", split, model))

@@ -244,6 +244,9 @@ def evaluate(
         known = ("pretraining", *TASKS)
         raise InputError(f"unknown task '{task}'{did_you_mean(task, known)}: choose from {', '.join(known)}")
     if task == "pretraining":
+        for option, value in {"--trials": trials, "--inputs": inputs, "--scores": scores}.items():
+            if value is not None:
+                raise InputError(f"{option}: is for tasks; leave it out for pretraining")
         from ctal.pretrain import evaluate_model
 
         evaluation, show = evaluate_model(stores, model), _show_evaluation
@@ -747,6 +750,8 @@ def _show_metrics(evaluation: Mapping[str, Any]) -> None:
     for withheld, metrics in evaluation.get("missing_modality", {}).items():
         for name, value in metrics.items():
             table.add_row(f"{name}, {withheld} alone", f"{value:.4f}")
+    for name, value in evaluation.get("at_threshold", {}).items():
+        table.add_row("threshold" if name == "threshold" else f"{name} at the threshold", f"{value:.4f}")
     Console().print(table)
 
 

@@ -34,7 +34,8 @@ from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
 from ctal.inference import load_task_model
-from ctal.metrics import ge2e_eer
+from ctal.metrics import GE2E_SPEAKERS, ge2e_eer
+from ctal.modeling_ctal import CtalTaskOutput
 from ctal.objective import CorpusObjective, environment, evaluation_microbatches, frame_counts, open_corpus
 from ctal.pretrain import load_processor
 from ctal.processing_ctal import CtalProcessor
@@ -334,7 +335,11 @@ def truth_of(task: Task, corpus: Corpus, targets: Targets, rows: np.ndarray, tri
 
 @torch.no_grad()
 def collect_outputs(
-    task: Task, model: torch.nn.Module, batches: Iterator[Batch], rows: np.ndarray, reduce: Callable[[Tensor], Tensor]
+    task: Task,
+    model: Callable[..., CtalTaskOutput],
+    batches: Iterator[Batch],
+    rows: np.ndarray,
+    reduce: Callable[[Tensor], Tensor],
 ) -> np.ndarray:
     """(N, K) outputs of all `rows`, in their order, from this rank's batches of them; nothing is counted twice."""
     place = {row: position for position, row in enumerate(rows.tolist())}
@@ -365,13 +370,21 @@ def judge_rows(
     config: FinetuneConfig,
     trials: Path | None = None,
 ) -> Evaluation:
-    """Metrics of `model` on `rows`, and what it predicted of each; all ranks take part and get the same."""
+    """Metrics of `model` on `rows`, and what it predicted of each; all ranks take part and get the same.
+
+    The precision is that of the run: its validation part, which chose the epoch and the threshold, was judged so too,
+    and a test in another precision would be of another model by as much as the roundings differ.
+    """
     state = process_state()
-    device = state.device if torch.cuda.is_available() else torch.device("cpu")
+    device = state.device if state.device and torch.cuda.is_available() else torch.device("cpu")
     model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
     dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=inputs)
     lengths = frame_counts(corpus, processor, model.config.audio.max_frames)
     mine = evaluation_microbatches(rows, lengths, config.batch_frames)[state.process_index :: state.num_processes]
+
+    def forward(**inputs: Tensor) -> CtalTaskOutput:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            return model(**inputs)
 
     def reduce(values: Tensor) -> Tensor:
         reduced = reduce_over_ranks(values.to(device), "sum")
@@ -380,7 +393,7 @@ def judge_rows(
 
     with closing(load(dataset, iter(mine), config.workers)) as batches:
         moved = ({name: value.to(device) for name, value in batch.items()} for batch in batches)
-        outputs = collect_outputs(task, model, moved, rows, reduce)
+        outputs = collect_outputs(task, forward, moved, rows, reduce)
     truth = truth_of(task, corpus, targets, rows, trials)
     metrics = task.measure(outputs, truth)
     judged: Evaluation = {
@@ -403,7 +416,7 @@ def judge_rows(
                 "false_acceptance": float(accepted[~truth.trials.is_target].mean()),
                 "false_rejection": float((~accepted[truth.trials.is_target]).mean()),
             }
-        if config.protocol == "ge2e":
+        if config.protocol == "ge2e" and judged["speakers"] >= GE2E_SPEAKERS:
             metrics["ge2e_eer"] = ge2e_eer(outputs, [str(corpus.speakers[row]) for row in rows], GE2E_SEED)
     return judged
 
@@ -443,6 +456,12 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
         protocol = replace(protocol, description=said)
     if task.compares:
         for fold in protocol.folds:
+            speakers = len({corpus.speakers[row] for row in fold.test} - {None})
+            if config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
+                raise InputError(
+                    f"protocol=ge2e: fold {fold.name} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
+                    "add speakers, or use protocol=auto"
+                )
             for name, rows in (("validation", fold.validation), ("test", fold.test)):
                 trials = truth_of(task, corpus, targets, rows).trials
                 assert trials is not None
@@ -572,10 +591,25 @@ def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) ->
         "folds": {fold["fold"]: fold["metrics"] for fold in each},
         "utterances": len(lines),
     }
+    for name in ("missing_modality", "at_threshold"):
+        if name in each[0]:
+            evaluation[name] = _mean_of([fold[name] for fold in each])
     if not task.compares:
         evaluation["pooled_metrics"] = _pooled(task, lines)
+    means = {"mean over the test parts of all folds": evaluation["metrics"]}
+    means |= {f"the same, {given} alone": each for given, each in evaluation.get("missing_modality", {}).items()}
+    saved = json.loads((out / "model" / "run.json").read_text()) | {"over_folds": means}
+    (out / "model" / "run.json").write_text(json.dumps(saved, indent=1))
+    (out / "model" / "README.md").write_text(task_card(task, CtalConfig.from_pretrained(out / "model"), saved))
     (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
     return evaluation
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers, or of mappings of them entry by entry."""
+    if isinstance(values[0], Mapping):
+        return {name: _mean_of([value[name] for value in values]) for name in values[0]}
+    return float(np.mean(values))
 
 
 def _pooled(task: Task, lines: Sequence[Mapping[str, Any]]) -> Metrics:
@@ -616,6 +650,7 @@ def task_card(task: Task, config: CtalConfig, saved: Mapping[str, Any]) -> str:
     ]
     for withheld, metrics in saved.get("missing_modality", {}).items():
         rows.append((f"test part, {withheld} alone", listed(metrics)))
+    rows += [(name, listed(metrics)) for name, metrics in saved.get("over_folds", {}).items()]
     if task.compares and config.decision_threshold is not None:
         rows.append(("threshold", f"{config.decision_threshold:.4f}: EER of the validation part"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)

@@ -45,7 +45,8 @@ class RunConfig(BaseModel):
     max_frames: int = Field(3_000, ge=1)
     """Of a longer recording a random window of so many frames is used in every epoch."""
     validation_share: float = Field(0.1, gt=0, lt=1)
-    """Share of the frames that is held out, whole speakers at a time, where the corpus prescribes no split."""
+    """Share of the frames (in fine-tuning, of the training utterances) that is held out, whole speakers at a time,
+    where the corpus prescribes no split."""
     checkpoint_every: int = Field(1_000, ge=1)
     """Steps between checkpoints; the model is validated before each."""
     keep_checkpoints: int = Field(2, ge=1)
