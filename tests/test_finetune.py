@@ -244,6 +244,7 @@ def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_he
         labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1, modality_dropout=0.3
     )
 
+    assert "pre-training has heard the test part's audio" in evaluation["protocol"]["description"]
     folds = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("folds/*/evaluation.json")]
     for given in ("audio", "text"):
         means = evaluation["missing_modality"][given]

@@ -515,6 +515,9 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
         which = "of other recordings" if len(heard) else "whose recordings are not known"
         said = f"{protocol.description}; started from a model for {start['task']}, {which}"
         protocol = replace(protocol, description=said)
+    elif _has_pretraining_heard(start, corpus, protocol):
+        said = f"{protocol.description}; pre-training has heard the test part's audio, without labels"
+        protocol = replace(protocol, description=said)
     if task.compares:
         for fold in protocol.folds:
             speakers = len({corpus.speakers[row] for row in fold.test} - {None})
@@ -532,6 +535,14 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
                         "give several recordings of more speakers, or train on all with --set protocol=all"
                     )
     return protocol
+
+
+def _has_pretraining_heard(start: Mapping[str, Any], corpus: Corpus, protocol: Protocol) -> bool:
+    """Whether recordings that are tested were in the training part of the run `start` (`ctal.batching.hold_out`)."""
+    shared = [store.content_hash in start.get("store_hashes", ()) for store in corpus.stores]
+    is_shared = np.repeat(shared, [len(store) for store in corpus.stores])
+    tested = (row for fold in protocol.folds for row in fold.test.tolist())
+    return any(is_shared[row] and corpus.splits[row] in (None, "train") for row in tested)
 
 
 def _fold_folder(out: Path, number: int, fold: Fold) -> Path:
