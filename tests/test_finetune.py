@@ -128,6 +128,49 @@ def test_only_some_of_the_stores_of_a_run_are_refused_since_its_test_part_is_not
     assert "give all of them" in refusal(lambda: evaluate_task("emotion", both, runs["emotion"] / "model"))
 
 
+def other_store(folder: Path) -> Path:
+    """12 utterances of 4 speakers that no model here has heard, all of a training part."""
+    lines = []
+    for number in range(12):
+        audio = record(folder / f"new{number:02d}.flac", 0.5, 150 + 90 * (number % 4), 100 + number)
+        labels = {"emotion": ["angry", "happy", "sad"][number % 3], "split": "train"}
+        lines.append({"audio": audio.name, "text": "it was so", "speaker": f"new {number % 4}", **labels})
+    (folder / "new.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare_store(get_corpus("manifest").prepare(folder / "new.jsonl"), folder / "new", corpus="new", workers=1)
+    return folder / "new"
+
+
+def test_recordings_that_a_model_was_trained_on_are_left_out_in_whatever_store_they_come_again(
+    labelled: Labelled, runs: dict[str, Path]
+) -> None:
+    again = evaluate_task("emotion", [labelled.store], runs["emotion"] / "model")
+
+    assert again is not None
+    assert again["utterances"] == 8
+    assert again["metrics"] == json.loads((runs["emotion"] / "evaluation.json").read_text())["metrics"]
+    assert "without 40 that the model was trained on" in again["measured_on"]
+
+
+def test_a_list_of_trials_may_name_any_utterance_that_the_model_was_not_trained_on(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    model, trials = runs["verification"] / "model", tmp_path / "trials.txt"
+    new = other_store(tmp_path)
+
+    trials.write_text("1 new00.flac new04.flac\n\n0 new00.flac new01.flac\n0 new04.flac new03.flac\n")
+    elsewhere = evaluate_task("verification", [new], model, trials=trials)
+    assert elsewhere is not None
+    assert elsewhere["trials"] == {"count": 3, "targets": 1}
+    assert elsewhere["utterances"] == 4
+
+    for store in (labelled.split, labelled.store):
+        trials.write_text("1 u08 u20\n0 u08 u11\n")
+        assert evaluate_task("verification", [store], model, trials=trials) is not None
+        trials.write_text("1 u08 u20\n0 u08 u00\n")
+        message = refusal(lambda store=store: evaluate_task("verification", [store], model, trials=trials))
+        assert "was trained on, such as 'u00'" in message
+
+
 def test_the_test_part_is_judged_in_the_precision_of_validation(labelled: Labelled, tmp_path: Path) -> None:
     # A process of its own: accelerate has one precision a process.
     settings = [part for name, value in QUICK.items() for part in ("--set", f"{name}={value}")]
@@ -153,6 +196,7 @@ def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_he
         labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1, modality_dropout=0.3
     )
 
+    assert "pre-training has heard the test part's audio" in evaluation["protocol"]["description"]
     folds = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("folds/*/evaluation.json")]
     for given in ("audio", "text"):
         means = evaluation["missing_modality"][given]
@@ -176,9 +220,9 @@ def test_everything_can_be_trained_on_and_then_nothing_is_measured(labelled: Lab
     assert "another store" in refusal(
         lambda: evaluate_task("verification", [labelled.split], tmp_path / "run" / "model")
     )
-    elsewhere = evaluate_task("verification", [labelled.store], tmp_path / "run" / "model")
+    elsewhere = evaluate_task("verification", [other_store(tmp_path)], tmp_path / "run" / "model")
     assert elsewhere is not None
-    assert elsewhere["utterances"] == 48
+    assert elsewhere["utterances"] == 12
 
 
 # What is trained ----------------------------------------------------------------------------------------------------
@@ -227,6 +271,16 @@ def test_a_model_of_another_task_is_a_start_too(labelled: Labelled, runs: dict[s
 
     assert evaluation is not None
     assert 0 <= evaluation["metrics"]["eer"] <= 1
+
+
+def test_a_model_of_another_task_is_no_start_where_it_was_trained_on_what_would_be_judged(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    config, start = make_config(FinetuneConfig, QUICK, {"protocol": "5-fold"}), runs["emotion"] / "model"
+
+    message = refusal(lambda: finetune("sentiment", [labelled.store], tmp_path / "run", config, start_from=start))
+
+    assert "start from the pre-trained model" in message
 
 
 def test_random_weights_keep_the_architecture_alone(labelled: Labelled, tmp_path: Path) -> None:

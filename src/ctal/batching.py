@@ -203,6 +203,12 @@ class Corpus:
     def labels(self) -> list[dict[str, str | float]]:
         return [labels for store in self.stores for labels in store.labels()]
 
+    @cached_property
+    def recordings(self) -> np.ndarray:
+        """64 bits of the hash of each stored recording: equal for the same one, whatever it is called."""
+        hashes = [each for store in self.stores for each in store.audio_hashes()]
+        return np.array([int(each[:16], 16) for each in hashes], dtype=np.uint64).view(np.int64)
+
     def read(self, row: int) -> StoredUtterance:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.stores[number].read(row - int(self._starts[number]))

@@ -4,6 +4,7 @@ Each fold of a protocol is a run of `ctal.training` of its own, with its own mod
 run. Leaves in a run:
 
     RUN/model            the best epoch by the validation part (of several folds: the one whose validation was best)
+    RUN/model/heard.safetensors  64 bits of the hash of each recording that it was trained or chosen by
     RUN/evaluation.json  metrics of the test part, protocol with checksum, settings, versions, commit
     RUN/predictions.jsonl  what was predicted of each test utterance
     RUN/trials.txt       verification: the list of trials
@@ -26,6 +27,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from accelerate.utils import reduce as reduce_over_ranks
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -120,7 +123,7 @@ def evaluate_task(
     """Judges the model in `model_folder` on `stores`.
 
     On the data it was trained on, the test part of its own fold; elsewhere every labelled utterance, or the published
-    test part.
+    test part, without those that it was trained on. With `trials`, what the list names, wherever it is.
 
     Args:
         trials: Verification: a written list instead of all pairs.
@@ -140,26 +143,35 @@ def evaluate_task(
     corpus = open_corpus(stores)
     config = make_config(FinetuneConfig, saved.get("config", {}))
     targets = read_targets(task, corpus, None if task.compares else class_names(model.config))
-    if saved.get("data_hash") == corpus.content_hash:
+    pairs, checksum = None, None
+    own = saved.get("data_hash") == corpus.content_hash
+    if own:
         protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
-        rows = {fold.name: fold.test for fold in protocol.folds}[saved["fold"]]
-        said, checksum = f"the test part of the model's own fold ({protocol.description})", protocol.checksum
+        fold = {fold.name: fold for fold in protocol.folds}[saved["fold"]]
+        heard = np.concatenate([fold.train, fold.validation])
+        rows = fold.test
+        said, checksum = f"the test part of the model's own fold ({saved['protocol']})", protocol.checksum
     else:
-        if set(saved.get("store_hashes", ())) & {store.content_hash for store in corpus.stores}:
-            raise InputError(
-                f"{model_folder}: was trained on some of these stores together with others; give all of them in the "
-                "order of its run, so that its test part is known"
-            )
+        heard = np.flatnonzero(np.isin(corpus.recordings, read_heard(model_folder)))
         is_test = np.array([corpus.splits[row] == "test" for row in targets.rows])
         rows = targets.rows[is_test] if is_test.any() else targets.rows
-        said, checksum = "the test part of the corpus" if is_test.any() else "every labelled utterance", None
+        said = "the test part of the corpus" if is_test.any() else "every labelled utterance"
+        rows, said = _unheard(corpus, rows, heard, said)
+    if trials is not None:
+        rows, pairs = _named_by(trials, corpus, heard)
+        said, checksum = f"the trials of {trials}", None
+    elif not own and set(saved.get("store_hashes", ())) & {store.content_hash for store in corpus.stores}:
+        raise InputError(
+            f"{model_folder}: was trained on some of these stores together with others; give all of them in the "
+            "order of its run, so that its test part is known"
+        )
     if not len(rows):
-        raise InputError("everything in this store was trained on (protocol=all): evaluate on another store")
+        raise InputError("everything in these stores that could be tested was trained on: evaluate on another store")
     _check_modality(model.config.fusion, inputs or config.inputs)
     if scores is not None and not scores.absolute().parent.is_dir():
         raise InputError(f"--scores {scores}: its folder does not exist; make it first")
     judged = judge_rows(
-        task, model, processor, corpus, targets, rows, inputs=inputs or config.inputs, config=config, trials=trials
+        task, model, processor, corpus, targets, rows, inputs=inputs or config.inputs, config=config, trials=pairs
     )
     if not process_state().is_main_process:
         return None
@@ -175,6 +187,45 @@ def evaluate_task(
         **judged,
         **environment(),
     }
+
+
+def _unheard(corpus: Corpus, rows: np.ndarray, heard: np.ndarray, said: str) -> tuple[np.ndarray, str]:
+    """`rows` without those of `heard`, and in words what is left."""
+    left = rows[~np.isin(rows, heard)]
+    if len(left) < len(rows):
+        said += f", without {len(rows) - len(left)} that the model was trained on"
+        speakers = {corpus.speakers[row] for row in left} - {None}
+        if shared := len(speakers & {corpus.speakers[row] for row in heard}):
+            said += f"; {shared} of its {len(speakers)} speakers were trained on too"
+    return left, said
+
+
+def _named_by(path: Path, corpus: Corpus, heard: np.ndarray) -> tuple[np.ndarray, Trials]:
+    """The rows that a list of trials names, and the trials as pairs of these."""
+    trials = read_trials(path, corpus.ids)
+    rows = np.unique([trials.first, trials.second])
+    known = rows[np.isin(rows, heard)]
+    if len(known):
+        raise InputError(
+            f"{path}: names {len(known)} recordings that the model was trained on, such as '{corpus.ids[known[0]]}'; "
+            "leave them out, or evaluate a model that was not"
+        )
+    pairs = Trials(np.searchsorted(rows, trials.first), np.searchsorted(rows, trials.second), trials.is_target)
+    return rows, pairs
+
+
+HEARD = "heard.safetensors"
+
+
+def read_heard(folder: Path) -> np.ndarray:
+    """`Corpus.recordings` of what the model in `folder` was trained on, or chosen by; none for one of elsewhere."""
+    path = folder / HEARD
+    if not path.is_file():
+        return np.zeros(0, dtype=np.int64)
+    try:
+        return load_file(path)["recordings"]
+    except (SafetensorError, KeyError):
+        raise InputError(f"{path}: is damaged; copy the model again from where it was trained") from None
 
 
 def load_model_for(task: Task, folder: Path) -> tuple[TaskModel, CtalProcessor, dict[str, Any]]:
@@ -212,8 +263,9 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         targets: Targets,
         protocol: Protocol,
         start: Mapping[str, Any],
+        heard: np.ndarray,
     ) -> None:
-        """`start` says where the weights come from."""
+        """`start` says where the weights come from, `heard` which labelled recordings made them (`read_heard`)."""
         max_frames = min(config.max_frames, model.config.audio.max_frames)
         rows = {"train_rows": fold.train, "validation_rows": fold.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
@@ -221,6 +273,8 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         self.dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=config.inputs)
         self.truth = truth_of(task, corpus, targets, fold.validation) if len(fold.validation) else None
         self.class_weights = self._class_weights() if config.class_weights == "balanced" else None
+        used = corpus.recordings[np.concatenate([fold.train, fold.validation])]
+        self.heard = np.union1d(heard, used)
         self.layers = {
             "text": model.config.text.num_hidden_layers,
             "audio": model.config.audio.num_hidden_layers,
@@ -283,6 +337,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             self.model.config.decision_threshold = metrics.get("threshold")
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        save_file({"recordings": self.heard}, folder / HEARD)
         saved = {
             "task": self.task.name,
             "step": step,
@@ -324,13 +379,11 @@ def make_dataset(
     )
 
 
-def truth_of(task: Task, corpus: Corpus, targets: Targets, rows: np.ndarray, trials: Path | None = None) -> Truth:
-    """What the utterances of `rows` are judged by; `trials` is a written list instead of all pairs."""
-    pairs: Trials | None = None
-    if task.compares:
-        ids = [corpus.ids[row] for row in rows]
-        pairs = read_trials(trials, ids) if trials else make_trials(ids, [corpus.speakers[row] for row in rows])
-    return Truth(targets.values[rows], len(targets.classes), pairs)
+def truth_of(task: Task, corpus: Corpus, targets: Targets, rows: np.ndarray, trials: Trials | None = None) -> Truth:
+    """What the utterances of `rows` are judged by; `trials` are given pairs of them instead of all."""
+    if task.compares and trials is None:
+        trials = make_trials([corpus.ids[row] for row in rows], [corpus.speakers[row] for row in rows])
+    return Truth(targets.values[rows], len(targets.classes), trials)
 
 
 @torch.no_grad()
@@ -368,7 +421,7 @@ def judge_rows(
     *,
     inputs: str,
     config: FinetuneConfig,
-    trials: Path | None = None,
+    trials: Trials | None = None,
 ) -> Evaluation:
     """Metrics of `model` on `rows`, and what it predicted of each; all ranks take part and get the same.
 
@@ -444,7 +497,7 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
     """
     protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
     run = start_from / "run.json"
-    start = json.loads(run.read_text()) if run.is_file() else {}
+    start = json.loads(run.read_text()) if run.is_file() and config.weights == "pretrained" else {}
     if "fold" in start and start["data_hash"] == corpus.content_hash:
         if start["protocol_checksum"] != protocol.checksum or len(protocol.folds) > 1:
             raise InputError(
@@ -452,7 +505,18 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
                 "start from the pre-trained model"
             )
     elif "fold" in start:
-        said = f"{protocol.description}; started from a model for {start['task']}, whose training data is not checked"
+        heard = read_heard(start_from)
+        judged = np.concatenate([rows for fold in protocol.folds for rows in (fold.validation, fold.test)])
+        if np.isin(corpus.recordings[judged], heard).any():
+            raise InputError(
+                f"--from {start_from}: was fine-tuned on utterances that would be judged here; "
+                "start from the pre-trained model"
+            )
+        which = "of other recordings" if len(heard) else "whose recordings are not known"
+        said = f"{protocol.description}; started from a model for {start['task']}, {which}"
+        protocol = replace(protocol, description=said)
+    elif _has_pretraining_heard(start, corpus, protocol):
+        said = f"{protocol.description}; pre-training has heard the test part's audio, without labels"
         protocol = replace(protocol, description=said)
     if task.compares:
         for fold in protocol.folds:
@@ -471,6 +535,14 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
                         "give several recordings of more speakers, or train on all with --set protocol=all"
                     )
     return protocol
+
+
+def _has_pretraining_heard(start: Mapping[str, Any], corpus: Corpus, protocol: Protocol) -> bool:
+    """Whether recordings that are tested were in the training part of the run `start` (`ctal.batching.hold_out`)."""
+    shared = [store.content_hash in start.get("store_hashes", ()) for store in corpus.stores]
+    is_shared = np.repeat(shared, [len(store) for store in corpus.stores])
+    tested = (row for fold in protocol.folds for row in fold.test.tolist())
+    return any(is_shared[row] and corpus.splits[row] in (None, "train") for row in tested)
 
 
 def _fold_folder(out: Path, number: int, fold: Fold) -> Path:
@@ -518,7 +590,8 @@ def _make_objective(
     )
     with (start_from / "model.safetensors").open("rb") as file:
         start = {"path": str(start_from), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol, start)
+    heard = read_heard(start_from) if config.weights == "pretrained" else np.zeros(0, dtype=np.int64)
+    objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol, start, heard)
     per_epoch = sum(1 for _ in objective.step_plan().steps(0))
     total = steps or config.epochs * per_epoch
     # An epoch is a natural place to look at the validation part, but not ten times a minute.
