@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,13 @@ def librispeech(root: Path) -> Path:
 # LibriSpeech ------------------------------------------------------------------------------------------------------
 
 
-def test_librispeech_gives_speaker_and_transcript_and_prescribes_no_split(tmp_path: Path):
+def test_librispeech_gives_speaker_and_transcript_and_subsets_side_by_side_are_its_split(tmp_path: Path):
     found = {u.id: u for u in utterances("librispeech", librispeech(tmp_path))}
     assert found["84-121123-0000"].text == "GO DO YOU HEAR"
     assert found["84-121123-0002"].text is None  # a recording without a line
     assert found["19-198-0000"].text is None  # a chapter without transcripts
     assert [u.speaker for u in found.values()] == ["84", "84", "84", "19"]
-    assert {u.split for u in found.values()} == {None}
+    assert {u.speaker: u.split for u in found.values()} == {"84": "validation", "19": "train"}
 
 
 def test_librispeech_yields_a_transcript_without_recording_so_that_it_is_reported(tmp_path: Path):
@@ -52,9 +53,9 @@ def test_librispeech_yields_a_transcript_without_recording_so_that_it_is_reporte
     assert not lost.audio.exists()
 
 
-def test_a_subset_of_librispeech_is_a_root_too_with_the_same_utterances(tmp_path: Path):
+def test_a_subset_of_librispeech_is_a_root_too_with_the_same_utterances_and_no_split(tmp_path: Path):
     everything = utterances("librispeech", librispeech(tmp_path))
-    assert utterances("librispeech", tmp_path / "dev-clean") == everything[:3]
+    assert utterances("librispeech", tmp_path / "dev-clean") == [replace(each, split=None) for each in everything[:3]]
 
 
 @pytest.mark.parametrize("corpus", ["librispeech", "folder", "manifest"])

@@ -467,7 +467,7 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
 
     assert "did you mean 'emotion'" in refusal(of("emotoin"))
     assert "not a model folder" in refusal(of(start=tmp_path))
-    assert "use orthogonal, concat" in refusal(of(head={"fusion": "sum"}))
+    assert "use orthogonal, orthogonal_attended, concat" in refusal(of(head={"fusion": "sum"}))
     few = make_config(FinetuneConfig, QUICK, {"protocol": "ge2e"})
     ge2e = refusal(lambda: finetune("verification", split, tmp_path / "run", few, start_from=pretrained))
     assert "fold test tests 2 speakers, and it draws 4" in ge2e

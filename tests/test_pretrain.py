@@ -256,3 +256,16 @@ def test_one_proxy_task_alone_trains(tiny: TinyCorpus, tmp_path: Path, ratio: st
     for step in losses(tmp_path / "run").values():
         assert step[silent] == 0
         assert step[heard] > 0
+
+
+def test_a_per_cent_of_either_loss_counts_as_much_in_the_best_checkpoint(tiny: TinyCorpus, trained: Path) -> None:
+    processor, model = load_model(trained / "model")
+    objective = PretrainingObjective(model, processor, Corpus([Store(tiny.store)]), make_config(PretrainConfig, NANO))
+    start = objective.score({"loss": 5.7, "text_loss": 5.0, "audio_loss": 0.7})
+    assert objective.score({"loss": 5.743, "text_loss": 5.05, "audio_loss": 0.693}) < start, (
+        "+1 % of text, -1 % of audio"
+    )
+    assert objective.score({"loss": 5.8, "text_loss": 5.1, "audio_loss": 0.693}) > start
+    assert objective.score({"loss": 0.6, "text_loss": 0.0, "audio_loss": 0.6}) < objective.score(
+        {"loss": 0.7, "text_loss": 0.0, "audio_loss": 0.7}
+    )
