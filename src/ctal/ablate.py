@@ -29,6 +29,7 @@ import psutil
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers.utils.logging import disable_progress_bar
 
 from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
@@ -231,6 +232,7 @@ class _Pretraining:
             _remove(self.folder, "checkpoints")
 
     def _start(self) -> None:
+        disable_progress_bar()
         processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(self.tokenizer))
         torch.manual_seed(self.config["seed"])
         model = new_model(self.size, processor, self.architecture)
