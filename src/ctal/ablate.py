@@ -318,9 +318,9 @@ def run_plan(
     if not 1 <= number <= parts:
         raise InputError(f"--shard {number}/{parts}: give i/n with i from 1 to n")
     with folder_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
         file = out / (f"results-{number}-of-{parts}.jsonl" if parts > 1 else "results.jsonl")
         results = _results(plan, out, pretraining_stores, stores, tokenizer)
+        out.mkdir(parents=True, exist_ok=True)
         wanted, rows = results[number - 1 :: parts], _Rows(file)
         corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
         rows.drop_outdated(plan, results, {task: corpus.content_hash for task, corpus in corpora.items()})
