@@ -12,10 +12,12 @@ work of the ranks, and a step is dealt out so that their frames are.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import parent_process
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -477,6 +479,10 @@ def _leave_signals_to_parent(worker: int) -> None:
     """`timeout`, Slurm and systemd signal a whole group: the parent needs its workers until its step is done."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # torch's own watch begins only now: of a parent that was killed while this process started it would never know.
+    parent = parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
 
 
 def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> Generator[dict[str, Tensor]]:
