@@ -26,9 +26,17 @@ from benchmarks.harness import Check, Report, Spread, Table, alternate, signific
 from benchmarks.pretraining_step import OURS, Trainers
 from benchmarks.samples import librispeech_like_seconds, masked_batch, write_recordings
 from ctal import CtalFeatureExtractor, CtalProcessor
-from ctal.batching import Corpus, Microbatch, PretrainingDataset, StepPlan, collate, load, seeded_generator
+from ctal.batching import (
+    Corpus,
+    Microbatch,
+    PretrainingDataset,
+    StepPlan,
+    collate,
+    load,
+    masked_utterance,
+    seeded_generator,
+)
 from ctal.corpora import get_corpus
-from ctal.masking import mask_frames, mask_tokens
 from ctal.objective import frame_counts
 from ctal.pretrain import load_tokenizer, make_dataset, make_tokenizer
 from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
@@ -55,28 +63,15 @@ class FilePerUtterance(Dataset):
         name, like = self.rows[row], self.like
         generator = seeded_generator(like.seed, epoch, name["id"])
         features = torch.from_numpy(np.load(name["path"]))
-        tokens = mask_tokens(
+        return masked_utterance(
             torch.tensor(like.encode(name["text"])),
+            features,
+            like.masking,
             vocab_size=like.vocab_size,
             mask_id=like.mask_id,
             special_ids=like.special_ids,
-            ratio=like.masking.text_mask_ratio,
             generator=generator,
         )
-        frames = mask_frames(
-            features,
-            ratio=like.masking.audio_mask_ratio,
-            min_span=like.masking.min_span,
-            max_span=like.masking.max_span,
-            generator=generator,
-        )
-        return {
-            "input_ids": tokens.input_ids,
-            "labels": tokens.labels,
-            "input_features": frames.features,
-            "feature_labels": features,
-            "mask_time_indices": frames.is_masked,
-        }
 
 
 def write_features(folder: Path, dataset: PretrainingDataset) -> Path:

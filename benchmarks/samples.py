@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ctal import CtalConfig
 from ctal.audio import SAMPLING_RATE
-from ctal.batching import collate, seeded_generator
-from ctal.masking import IGNORED, mask_frames, mask_tokens
+from ctal.batching import collate, masked_utterance, seeded_generator
+from ctal.masking import IGNORED
 from ctal.recipes import PretrainConfig, make_config
 from ctal.text import SPECIAL_TOKENS
 
@@ -40,33 +40,20 @@ def masked_batch(seconds: Sequence[float], config: CtalConfig, seed: int = 0) ->
         count = max(1, round(length * TOKENS_PER_SECOND))
         words = torch.randint(special, config.text.vocab_size, (count,), generator=generator).tolist()
         features = torch.randn(round(length * FRAMES_PER_SECOND), config.audio.feature_size, generator=generator)
-        tokens = None
+        ids = torch.tensor([config.text.bos_token_id, *words, config.text.eos_token_id])
+        utterance = None
         # The authors leave out utterances without a masked token, and their loss is not a number without any.
-        while tokens is None or not (tokens.labels != IGNORED).any():
-            tokens = mask_tokens(
-                torch.tensor([config.text.bos_token_id, *words, config.text.eos_token_id]),
+        while utterance is None or not (utterance["labels"] != IGNORED).any():
+            utterance = masked_utterance(
+                ids,
+                features,
+                masking,
                 vocab_size=config.text.vocab_size,
                 mask_id=config.text.mask_token_id,
                 special_ids=special,
-                ratio=masking.text_mask_ratio,
                 generator=generator,
             )
-        frames = mask_frames(
-            features,
-            ratio=masking.audio_mask_ratio,
-            min_span=masking.min_span,
-            max_span=masking.max_span,
-            generator=generator,
-        )
-        utterances.append(
-            {
-                "input_ids": tokens.input_ids,
-                "labels": tokens.labels,
-                "input_features": frames.features,
-                "feature_labels": features,
-                "mask_time_indices": frames.is_masked,
-            }
-        )
+        utterances.append(utterance)
     return collate(utterances)
 
 
