@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from conftest import Finished, TinyCorpus, record
+from conftest import Cli, TinyCorpus, record
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalForXVector, CtalProcessor
 from ctal.audio import load_audio
-from ctal.cli import main
 from ctal.inference import load_any_model
 from ctal.modeling_ctal import CtalForSequenceClassification
 from ctal.pretrain import load_tokenizer
@@ -74,23 +72,6 @@ def page(tmp_path: Path) -> Callable[..., Reader]:
         return reader
 
     return write
-
-
-@pytest.fixture
-def ctal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
-    """`ctal ARGUMENTS` in this process."""
-
-    def run(*arguments: object) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["ctal", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert isinstance(code, int)
-        shown = capfd.readouterr()
-        return Finished(code, shown.out, shown.err)
-
-    return run
 
 
 # Words and their spans --------------------------------------------------------------------------------------------
@@ -300,9 +281,7 @@ def test_a_recording_too_short_to_mask_is_no_fault(models: Path, tmp_path: Path,
     assert "too short to mask" in page(models / "pretraining", record(tmp_path / "a.wav", 0.05), text="one").words
 
 
-def test_wrong_input_is_one_line_and_exit_code_2(
-    ctal: Callable[..., Finished], models: Path, tiny: TinyCorpus, tmp_path: Path
-) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(ctal: Cli, models: Path, tiny: TinyCorpus, tmp_path: Path) -> None:
     good, out = record(tmp_path / "good.wav", 0.3), tmp_path / "page.html"
     text = tmp_path / "text.wav"
     text.write_text("not a recording at all\n" * 50)
@@ -328,7 +307,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 
 def test_the_verb_writes_the_page_and_says_what_it_lacks(
-    ctal: Callable[..., Finished], models: Path, tiny: TinyCorpus, tmp_path: Path
+    ctal: Cli, models: Path, tiny: TinyCorpus, tmp_path: Path
 ) -> None:
     audio, out = record(tmp_path / "a.wav", 0.3), tmp_path / "new" / "page.html"
     finished = ctal("inspect", models / "pretraining", audio, "--store", tiny.store, "-o", out)
