@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import psutil
 import torch
@@ -37,7 +37,7 @@ from ctal.errors import InputError, did_you_mean
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import folder_aside
 from ctal.finetune import finetune
-from ctal.objective import environment, open_corpus
+from ctal.objective import open_corpus
 from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, pretrain
 from ctal.processes import Cost, measured, training_pool, usable_cores
 from ctal.processing_ctal import CtalProcessor
@@ -171,17 +171,16 @@ class _Settings:
         architecture = {**MODEL_DEFAULTS.get(plan.size, {}), **_taken(pretraining, settable_fields())}
         head = {**HEAD_DEFAULTS.get(plan.size, {}), **_taken(finetuning, HEAD_FIELDS)}
         try:
-            for fields in (pretraining, finetuning):
+            finetuning_fields = FinetuneConfig.model_fields.keys() - {"steps"}  # it follows from `epochs`
+            for stage, fields, own_fields, others in (
+                ("pretraining", pretraining, PretrainConfig.model_fields.keys(), settable_fields()),
+                ("finetuning", finetuning, finetuning_fields, HEAD_FIELDS),
+            ):
                 if "seed" in fields:
                     raise InputError("seed: a plan counts its seeds; set `seeds`")
-            for name in finetuning:
-                if name == "steps" or name not in FinetuneConfig.model_fields:
-                    known = [*FinetuneConfig.model_fields, *HEAD_FIELDS]
-                    raise InputError(f"finetuning: unknown field '{name}'{did_you_mean(name, known)}")
-            for name in pretraining:
-                if name not in PretrainConfig.model_fields:
-                    known = [*PretrainConfig.model_fields, *settable_fields()]
-                    raise InputError(f"pretraining: unknown field '{name}'{did_you_mean(name, known)}")
+                if unknown := next((name for name in fields if name not in own_fields), None):
+                    hint = did_you_mean(unknown, [*own_fields, *others])
+                    raise InputError(f"{stage}: unknown field '{unknown}'{hint}")
             make_config(PretrainConfig, pretraining, {} if pretraining.get("steps") else {"steps": 1})
             make_config(FinetuneConfig, finetuning)
             CtalConfig.of_size(plan.size, **architecture, **head)
@@ -191,15 +190,16 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class _Pretraining:
+class _Training:
+    """One run in a folder of its own, which is done once what it took is written there."""
+
     key: str
     folder: Path
-    size: str
     config: dict[str, Any]
-    """Of `PretrainConfig`; `steps` of 0 is a new model as it starts."""
-    architecture: dict[str, Any]
-    tokenizer: Path
     stores: tuple[Path, ...]
+
+    leftovers: ClassVar[tuple[str, ...]] = ("checkpoints",)
+    """Folders that nobody needs of a finished run."""
 
     @property
     def is_done(self) -> bool:
@@ -210,26 +210,37 @@ class _Pretraining:
         with _alone(self.folder):
             if self.is_done:
                 return
-            if not self.config["steps"]:
-                _, cost = measured(self._start)
-                resume = False
-            else:
-                resume = (self.folder / "config.json").is_file()
-                _, cost = measured(
-                    partial(
-                        pretrain,
-                        self.stores,
-                        self.folder,
-                        make_config(PretrainConfig, self.config),
-                        size=self.size,
-                        architecture=self.architecture,
-                        tokenizer=self.tokenizer,
-                        resume=resume,
-                        diagnosed=False,
-                    )
-                )
+            resume = any(any(self.folder.glob(place)) for place in ("config.json", "folds/*/config.json"))
+            _, cost = measured(partial(self.train, resume))
             _write_cost(self.folder, None if resume else cost)
-            _remove(self.folder, "checkpoints")
+            _remove(self.folder, *self.leftovers)
+
+    def train(self, resume: bool) -> object:
+        """Leaves in the folder what the run is for."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Pretraining(_Training):
+    """`steps` of 0 is a new model as it starts."""
+
+    size: str
+    architecture: dict[str, Any]
+    tokenizer: Path
+
+    def train(self, resume: bool) -> object:
+        if not self.config["steps"]:
+            return self._start()
+        return pretrain(
+            self.stores,
+            self.folder,
+            make_config(PretrainConfig, self.config),
+            size=self.size,
+            architecture=self.architecture,
+            tokenizer=self.tokenizer,
+            resume=resume,
+            diagnosed=False,
+        )
 
     def _start(self) -> None:
         disable_progress_bar()
@@ -242,40 +253,24 @@ class _Pretraining:
 
 
 @dataclass(frozen=True)
-class _Finetuning:
-    key: str
-    folder: Path
+class _Finetuning(_Training):
     task: str
-    config: dict[str, Any]
     head: dict[str, Any]
     pretraining: _Pretraining
-    stores: tuple[Path, ...]
 
-    @property
-    def is_done(self) -> bool:
-        return (self.folder / "cost.json").is_file()
+    leftovers: ClassVar[tuple[str, ...]] = ("model", "checkpoints")
+    """Weights of hundreds of runs fill a disk; the same settings make them again."""
 
-    def run(self) -> None:
-        """Trains, or goes on, unless it is done."""
-        with _alone(self.folder):
-            if self.is_done:
-                return
-            resume = any(self.folder.rglob("config.json"))
-            _, cost = measured(
-                partial(
-                    finetune,
-                    self.task,
-                    self.stores,
-                    self.folder,
-                    make_config(FinetuneConfig, self.config),
-                    start_from=self.pretraining.folder / "model",
-                    head=self.head,
-                    resume=resume,
-                )
-            )
-            _write_cost(self.folder, None if resume else cost)
-            # Weights of hundreds of runs fill a disk; the same settings make them again.
-            _remove(self.folder, "model", "checkpoints")
+    def train(self, resume: bool) -> object:
+        return finetune(
+            self.task,
+            self.stores,
+            self.folder,
+            make_config(FinetuneConfig, self.config),
+            start_from=self.pretraining.folder / "model",
+            head=self.head,
+            resume=resume,
+        )
 
 
 @dataclass(frozen=True)
@@ -317,13 +312,14 @@ def run_plan(
     number, parts = shard
     if not 1 <= number <= parts:
         raise InputError(f"--shard {number}/{parts}: give i/n with i from 1 to n")
-    with folder_errors(out):
+    with _disk_errors(out):
         file = out / (f"results-{number}-of-{parts}.jsonl" if parts > 1 else "results.jsonl")
-        results = _results(plan, out, pretraining_stores, stores, tokenizer)
+        corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
+        hashes = {task: corpus.content_hash for task, corpus in corpora.items()}
+        results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
         out.mkdir(parents=True, exist_ok=True)
         wanted, rows = results[number - 1 :: parts], _Rows(file)
-        corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
-        rows.drop_outdated(plan, results, {task: corpus.content_hash for task, corpus in corpora.items()})
+        rows.drop_outdated(plan, results, hashes)
 
         def record(run: _Finetuning) -> None:
             for result in wanted:
@@ -380,11 +376,11 @@ def _results(
     out: Path,
     pretraining_stores: Sequence[Path],
     stores: Mapping[str, Sequence[Path]],
+    hashes: Mapping[str, str],
     tokenizer: Path | None,
 ) -> list[_Result]:
     """Every row of the plan, in its order: all of the first seed first, so that a part of a plan is of use."""
     pretraining_hash = open_corpus(pretraining_stores).content_hash
-    hashes = {task: open_corpus(stores[task]).content_hash for task in plan.tasks}
     if tokenizer is None:
         tokenizer = out / f"tokenizer-{_key(pretraining_hash, plan.vocab_size)}"
         if not (tokenizer / "tokenizer.json").is_file():
@@ -402,16 +398,15 @@ def _results(
             key = _key(*decides)
             folder = out / "pretraining" / key
             before = _Pretraining(
-                key, folder, plan.size, config, settings.architecture, tokenizer, tuple(pretraining_stores)
+                key, folder, config, tuple(pretraining_stores), plan.size, settings.architecture, tokenizer
             )
             for task in plan.variants[variant].tasks or plan.tasks:
                 tuned = {**settings.finetuning, "seed": seed}
                 if not config["steps"]:
                     tuned["weights"] = "random"  # so that the seed varies the encoders' first weights too
                 own = _key(key, task, _deciding(tuned), settings.head, hashes[task])
-                run = _Finetuning(
-                    own, out / "finetuning" / f"{task}-{own}", task, tuned, settings.head, before, tuple(stores[task])
-                )
+                folder = out / "finetuning" / f"{task}-{own}"
+                run = _Finetuning(own, folder, tuned, tuple(stores[task]), task, settings.head, before)
                 results.append(_Result(variant, seed, run))
     return results
 
@@ -432,7 +427,7 @@ def _row(plan: Plan, result: _Result, corpus: Corpus, out: Path) -> ResultRow:
         "task": run.task,
         "seed": result.seed,
     }
-    measured_on = {name: evaluation[name] for name in ("metrics", "protocol", "utterances", "corpus", "data_hash")}
+    copied = ("metrics", "protocol", "utterances", "corpus", "data_hash", "config", "head", "versions", "commit")
     pretraining = None
     if before.config["steps"]:
         saved = json.loads((before.folder / "model" / "run.json").read_text())
@@ -446,18 +441,15 @@ def _row(plan: Plan, result: _Result, corpus: Corpus, out: Path) -> ResultRow:
         }
     return {
         **identity,
-        **measured_on,
+        **{name: evaluation[name] for name in copied},
         "validation_metrics": evaluation.get("validation_metrics"),
         "synthetic": "demo" in evaluation["corpus"],
         "run": str(run.folder.relative_to(out)),
         "run_key": run.key,
         "pretraining": pretraining,
         "size": plan.size,
-        "config": evaluation["config"],
-        "head": evaluation["head"],
         "audio_hours": round(float(corpus.seconds.sum()) / 3600, 3),
         **cost,
-        **environment(),
     }
 
 
@@ -517,7 +509,7 @@ def _same(one: ResultRow, other: ResultRow) -> bool:
 
 
 @contextmanager
-def folder_errors(out: Path) -> Iterator[None]:
+def _disk_errors(out: Path) -> Iterator[None]:
     """What the system refuses in `out`, as one line."""
     try:
         yield
