@@ -27,6 +27,7 @@ LAYERS = {
         "pretrain",
         "protocols",
         "recipes",
+        "sharding",
         "tasks",
         "training",
     },

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +20,9 @@ import psutil
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 from conftest import NANO, CtalProcess, TinyCorpus, losses, pretrain_arguments
 from ctal.batching import Corpus, Position
@@ -86,19 +92,19 @@ def refusal(action: Callable[[], object]) -> str:
 
 # What a step computes ---------------------------------------------------------------------------------------------
 
-WIDE: dict[str, Any] = {"batch_frames": 900}
+WIDE: dict[str, Any] = {"batch_frames": 900, "steps": 50, "keep_checkpoints": 9}
 """Steps of at least 8 utterances, which suffice for 4 microbatches."""
 
 
 @pytest.fixture(scope="module")
 def undivided(tiny: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
-    """20 steps on one process without accumulation."""
+    """50 steps on one process without accumulation."""
     return run(tiny, tmp_path_factory.mktemp("undivided") / "run", **WIDE)
 
 
 def test_it_learns(undivided: dict[int, dict[str, float]]) -> None:
-    assert list(undivided) == list(range(1, 21))
-    first, last = (sum(undivided[step]["loss"] for step in steps) / 5 for steps in (range(1, 6), range(16, 21)))
+    assert list(undivided) == list(range(1, 51))
+    first, last = (sum(undivided[step]["loss"] for step in steps) / 5 for steps in (range(1, 6), range(46, 51)))
     assert last < first - 0.3
 
 
@@ -112,6 +118,32 @@ def test_the_number_of_workers_does_not_change_the_losses(
     tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
 ) -> None:
     assert difference(run(tiny, tmp_path / "run", workers=2, **WIDE), undivided) == 0
+
+
+def test_computing_activations_again_changes_nothing(tiny: TinyCorpus, tmp_path: Path) -> None:
+    """Not even dropout."""
+    config, again = config_of(steps=5), config_of(steps=5, gradient_checkpointing=True)
+    for each, out in ((config, "kept"), (again, "again")):
+        train(objective_of(tiny, each, hidden_dropout_prob=0.1), each, tmp_path / out)
+    assert_same_run(tmp_path / "again", tmp_path / "kept")
+
+
+def test_activations_are_computed_again_when_asked(tiny: TinyCorpus) -> None:
+    """What the backward pass finds kept."""
+
+    def kept(gradient_checkpointing: bool) -> int:
+        objective = objective_of(tiny, config_of())
+        if gradient_checkpointing:
+            objective.model.activation_checkpointing_enable()
+        batch = objective.dataset[objective.validation_microbatches()[0]]
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda x: x
+        ):
+            objective.model.train()(**batch)
+        return sum(sizes)
+
+    assert kept(True) < kept(False) / 2
 
 
 def test_biases_and_layer_norms_are_not_decayed(tiny: TinyCorpus) -> None:
@@ -152,6 +184,45 @@ def test_two_ranks_under_torchrun_equal_one(
     assert difference(losses(tmp_path / "run"), undivided) <= 1e-5
     assert (tmp_path / "run" / "evaluation.json").is_file()
     assert output.count("to train on") == 1, "only one process speaks"
+
+
+def train_on_one_of_two(rank: int, port: int, tiny: TinyCorpus, out: Path, shares: Any) -> None:
+    """With split weights; notes the share of them that this process holds."""
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    config = config_of(sharded=True, gradient_checkpointing=True, **WIDE)
+    objective = objective_of(tiny, config)
+    whole = objective.model.num_parameters()
+    train(objective, config, out, resume=(out / "config.json").exists())
+    assert isinstance(objective.model, FSDPModule)
+    held = [
+        parameter.to_local().numel() for parameter in objective.model.parameters() if isinstance(parameter, DTensor)
+    ]
+    shares[rank] = sum(held) / whole
+    torch.distributed.destroy_process_group()
+
+
+def test_split_weights_change_nothing_and_move_between_one_process_and_two(
+    tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
+) -> None:
+    out = tmp_path / "run"
+
+    def forget_after(step: int) -> None:
+        for path in list_checkpoints(out / "checkpoints"):
+            if path > checkpoint_path(out / "checkpoints", step):
+                shutil.rmtree(path)
+
+    run(tiny, out, **WIDE)
+    forget_after(10)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shares = multiprocessing.get_context("spawn").Array("d", 2)
+    spawn(train_on_one_of_two, (port, tiny, out, shares), nprocs=2)
+    assert [0.4 < share < 0.6 for share in shares] == [True, True]
+    assert difference(losses(out), undivided) <= 1e-5
+    forget_after(40)
+    assert difference(run(tiny, out, resume=True, **WIDE), undivided) <= 1e-5
 
 
 NARROW: dict[str, Any] = {"batch_frames": 280, "steps": 6}

@@ -335,8 +335,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
     def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
         if self.task.compares:
             self.model.config.decision_threshold = metrics.get("threshold")
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        self.write_model(folder)
         save_file({"recordings": self.heard}, folder / HEARD)
         saved = {
             "task": self.task.name,

@@ -27,6 +27,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from ctal.attention import Lengths, attention_weights, packed_attention
@@ -210,7 +211,7 @@ class Selection:
     """How many of them belong to each utterance."""
 
 
-class TextLayer(nn.Module):
+class TextLayer(GradientCheckpointingLayer):
     def __init__(self, config: CtalTextConfig) -> None:
         super().__init__()
         self.attention = SelfAttention(config)
@@ -220,7 +221,7 @@ class TextLayer(nn.Module):
         return self.feed_forward(self.attention(states_ND, lengths))
 
 
-class AudioLayer(nn.Module):
+class AudioLayer(GradientCheckpointingLayer):
     def __init__(self, config: CtalAudioConfig, causal: bool, sees_text: bool) -> None:
         super().__init__()
         self.attention = SelfAttention(config, causal)
@@ -313,6 +314,7 @@ class CtalPreTrainedModel(PreTrainedModel):
     config: CtalConfig
     base_model_prefix = "ctal"
     main_input_name = "input_features"
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -61,6 +61,12 @@ class CorpusObjective(Generic[Model, Config]):
     def utterance_ids(self, microbatch: Microbatch) -> list[str]:
         return [self.corpus.read(row).id for row in microbatch.rows]
 
+    def write_model(self, folder: Path) -> None:
+        """What `from_pretrained` reads."""
+        # Not by the model's own state dict, which of split weights is split, whoever has gathered them.
+        self.model.save_pretrained(folder, state_dict=dict(self.model.named_parameters()))
+        self.processor.save_pretrained(folder)
+
     def provenance(self) -> dict[str, Any]:
         """Where a model comes from, for `run.json`."""
         return {

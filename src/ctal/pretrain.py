@@ -235,8 +235,7 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         return {"loss": text_loss + audio_loss, "text_loss": text_loss, "audio_loss": audio_loss}
 
     def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        self.write_model(folder)
         provenance = {
             "task": "pretraining",
             "step": step,

@@ -40,6 +40,10 @@ class RunConfig(BaseModel):
     """Gradients are clipped to this norm, all tensors together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes matrix products in half precision (autocast); weights and losses stay fp32."""
+    gradient_checkpointing: bool = False
+    """Layers compute their activations again in the backward pass rather than keep them: less memory, slower."""
+    sharded: bool = False
+    """Several processes split weights, gradients and moments among them (FSDP2) rather than each hold all (DDP)."""
     seed: int = Field(0, ge=0)
     """Of the weights, the order of the data, the masks and dropout."""
     max_frames: int = Field(3_000, ge=1)
@@ -135,7 +139,9 @@ HEAD_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"speaker_loss": "aam"}, "mi
 begin to learn in as many steps (docs/results.md)."""
 
 
-HARMLESS = frozenset({"workers", "cache_megabytes", "log_every", "keep_checkpoints"})
+HARMLESS = frozenset(
+    {"workers", "cache_megabytes", "log_every", "keep_checkpoints", "gradient_checkpointing", "sharded"}
+)
 """Fields that may change when a run is resumed: they do not touch the result."""
 
 Config = TypeVar("Config", bound=RunConfig)

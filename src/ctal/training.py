@@ -33,6 +33,7 @@ from ctal.errors import InputError
 from ctal.files import folder_aside
 from ctal.processes import Terminated
 from ctal.recipes import RunConfig, check_same, learning_rate
+from ctal.sharding import gathered, shard, split_like, synchronise, whole
 
 Batch = Mapping[str, Tensor]
 Metrics = dict[str, float]
@@ -89,7 +90,7 @@ class Objective(Protocol):
         ...
 
     def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
-        """Writes a `from_pretrained` folder with its model card."""
+        """Writes a `from_pretrained` folder with its model card; called by one process, while weights are whole."""
         ...
 
 
@@ -169,9 +170,16 @@ class _Loop:
         )
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
+        if config.gradient_checkpointing:
+            objective.model.activation_checkpointing_enable()
+        is_sharded = config.sharded and self.ranks > 1
+        if is_sharded:
+            shard(objective.model, self.accelerator.device)
         groups = parameter_groups(objective.model, config.weight_decay, objective.rate_scale)
         optimizer = torch.optim.AdamW(groups, lr=0.0, eps=config.adam_epsilon, fused=True)
-        self.model, self.optimizer = self.accelerator.prepare(objective.model, optimizer)
+        # Prepared as if for evaluation a model gets its precision, but not DDP.
+        self.model = self.accelerator.prepare_model(objective.model, evaluation_mode=is_sharded)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = dict(objective.model.named_parameters())
         self.checkpoints = out / "checkpoints"
         self.state = _State()
@@ -256,14 +264,16 @@ class _Loop:
         losses: list[dict[str, Tensor]] = []
         for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             last = number == len(batches) - 1
-            synchronise: AbstractContextManager = nullcontext() if last else self.accelerator.no_sync(self.model)
-            with synchronise:
+            synchronise(self.model, last)
+            waiting: AbstractContextManager = nullcontext() if last else self.accelerator.no_sync(self.model)
+            with waiting:
                 named = self.objective.losses(self.model, batch, counts)
                 losses.append({name: value * weight for name, value in named.items()})
                 # Gradients are averaged over ranks, but each loss is a share of the whole already.
                 self.accelerator.backward(losses[-1]["loss"] * self.ranks)
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
         assert norm is not None
+        norm = float(gathered(norm))
 
         is_finite = [bool(torch.isfinite(each["loss"])) for each in losses]
         names = list(losses[0])
@@ -289,7 +299,7 @@ class _Loop:
         now = dict(zip(names, values, strict=True))
         self.progress.step(self.state.step, speed, now)
         if self.state.step % self.config.log_every == 0 or self.state.step == self.config.steps:
-            extra = {"learning_rate": rate, "gradient_norm": float(norm), "audio_seconds_per_second": speed}
+            extra = {"learning_rate": rate, "gradient_norm": norm, "audio_seconds_per_second": speed}
             self._record("train", {**now, **extra})
 
     @torch.no_grad()
@@ -298,26 +308,28 @@ class _Loop:
         self.model.eval()
         mine = list(self.objective.validation_microbatches())[self.rank :: self.ranks]
         model = self.accelerator.unwrap_model(self.model)
-        with closing(load(self.objective.dataset, iter(mine), self.config.workers)) as batches:
-            metrics = self.objective.evaluate(model, map(self._on_device, batches), self._reduce)
-        self._record("validation", metrics)
-        self.progress.validated(self.state.step, metrics)
-        metric = self.objective.score(metrics)
-        if metric <= self.state.best_metric:
-            self.state.best_metric, self.state.best_step, self.state.best_metrics = metric, self.state.step, metrics
-            if self.is_main:
-                with folder_aside(self.out / "model") as folder:
-                    self.objective.save_model(folder, self.state.step, metrics)
+        with whole(model):
+            with closing(load(self.objective.dataset, iter(mine), self.config.workers)) as batches:
+                metrics = self.objective.evaluate(model, map(self._on_device, batches), self._reduce)
+            self._record("validation", metrics)
+            self.progress.validated(self.state.step, metrics)
+            metric = self.objective.score(metrics)
+            if metric <= self.state.best_metric:
+                self.state.best_metric, self.state.best_step, self.state.best_metrics = metric, self.state.step, metrics
+                if self.is_main:
+                    with folder_aside(self.out / "model") as folder:
+                        self.objective.save_model(folder, self.state.step, metrics)
 
     def _save(self) -> None:
         """Writes a checkpoint and removes those that are neither recent nor best."""
+        weights = {name: gathered(parameter) for name, parameter in self.parameters.items()}
+        optimizer = {
+            f"{name}/{key}": gathered(value)
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
         if self.is_main:
-            optimizer = {
-                f"{name}/{key}": value
-                for name, parameter in self.parameters.items()
-                for key, value in self.optimizer.state[parameter].items()
-            }
-            tensors = {"model": self.parameters, "optimizer": optimizer}
+            tensors = {"model": weights, "optimizer": optimizer}
             save_checkpoint(checkpoint_path(self.checkpoints, self.state.step), tensors, asdict(self.state))
             best = checkpoint_path(self.checkpoints, self.state.best_step)
             for old in list_checkpoints(self.checkpoints)[: -self.config.keep_checkpoints]:
@@ -329,12 +341,12 @@ class _Loop:
     def _load(self, path: Path) -> None:
         checkpoint = load_checkpoint(path)
         for name, parameter in self.parameters.items():
-            parameter.copy_(checkpoint.tensors["model"][name])
+            parameter.copy_(split_like(checkpoint.tensors["model"][name], parameter))
         for entry, value in checkpoint.tensors["optimizer"].items():
             name, key = entry.rsplit("/", 1)
             parameter = self.parameters[name]
             # The step counter of the fused optimiser lives where the parameter does, like its moments.
-            self.optimizer.state[parameter][key] = value.to(parameter.device)
+            self.optimizer.state[parameter][key] = split_like(value, parameter)
         self.state = _State.from_json(checkpoint.state)
 
     def _record(self, kind: str, values: Metrics) -> None:
