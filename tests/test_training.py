@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -223,6 +224,34 @@ def test_split_weights_change_nothing_and_move_between_one_process_and_two(
     assert difference(losses(out), undivided) <= 1e-5
     forget_after(40)
     assert difference(run(tiny, out, resume=True, **WIDE), undivided) <= 1e-5
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_other_engines_of_accelerate_are_refused_with_the_mend(
+    tiny: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    assert "--set sharded=true" in refusal(lambda: run(tiny, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_rank_ends_the_job_with_the_reason_and_it_resumes(
+    tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
+) -> None:
+    arguments = pretrain_arguments(tiny, tmp_path / "run", accumulation=2, checkpoint_every=10, **WIDE)
+    process = launched(*TORCHRUN, arguments=arguments)
+    while not list_checkpoints(tmp_path / "run" / "checkpoints") and process.poll() is None:
+        time.sleep(0.05)
+    ranks = [child for child in psutil.Process(process.pid).children() if "ctal" in child.cmdline()]
+    second = next(child for child in ranks if child.environ()["RANK"] == "1")
+    second.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert re.search(r"rank\s*:\s*1 .*", output) and "SIGKILL" in output, output
+    assert max(losses(tmp_path / "run")) < WIDE["steps"]
+
+    run(tiny, tmp_path / "run", resume=True, accumulation=2, checkpoint_every=10, **WIDE)
+    assert difference(losses(tmp_path / "run"), undivided) <= 1e-5
 
 
 NARROW: dict[str, Any] = {"batch_frames": 280, "steps": 6}

@@ -153,17 +153,28 @@ def train(
     Returns the validation metrics of the model in `out/model`, the best one by `objective.score`.
 
     Raises:
-        InputError: `out` holds a run already and `resume` is False, or the run in it is another one.
+        InputError: `out` holds a run already and `resume` is False, or the run in it is another one; or accelerate was
+            told to use an engine of its own.
         Terminated: SIGTERM came; a checkpoint was written.
         NonFiniteLoss: Training diverged; the weights were not updated with the bad step.
     """
     return _Loop(objective, config, out, progress or Silence()).run(resume)
 
 
+def _refuse_other_engines() -> None:
+    for flag, engine in {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.items():
+        if os.environ.get(f"ACCELERATE_USE_{flag}", "").lower() == "true":
+            raise InputError(
+                f"accelerate is set to {engine}, which is not supported; launch with --multi_gpu, "
+                "and split weights over the processes by --set sharded=true"
+            )
+
+
 class _Loop:
     def __init__(self, objective: Objective, config: RunConfig, out: Path, progress: Progress) -> None:
         # Tokenizers would warn in every forked worker, where their threads serve nothing.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        _refuse_other_engines()
         self.objective, self.config, self.out, self.progress = objective, config, out, progress
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision="no" if config.precision == "fp32" else config.precision
