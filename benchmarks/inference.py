@@ -11,8 +11,6 @@ Shape suffixes: R recordings, D hidden size.
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,11 +22,12 @@ from torch import Tensor, nn
 from benchmarks.baseline import AuthorsModel, copy_weights
 from benchmarks.harness import Check, Report, Spread, Table, alternate, say, significant, times_faster
 from benchmarks.samples import FRAMES_PER_SECOND, librispeech_like_seconds, speech_like
-from ctal import CtalConfig, CtalForPreTraining, CtalModel
+from ctal import CtalConfig, CtalForPreTraining
 from ctal.audio import load_audio
 from ctal.batching import collate
 from ctal.features import extract_features
 from ctal.inference import BATCH_FRAMES, find_recordings
+from ctal.precision import autocast, for_precision
 
 COSINES = {"ours, fp32": 0.99999, "ours, bf16": 0.9999, "ours, int8": 0.999}
 """The least cosine with the baseline's embedding, of any recording."""
@@ -82,23 +81,10 @@ def our_embeddings(model: nn.Module, precision: str, features: Sequence[Tensor])
     found: dict[int, Tensor] = {}
     for batch in batches:
         part = [features[number] for number in batch]
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(torch.device("cpu"), precision):
             states_BTD = model(**_batch(part)).audio_hidden_state
         found.update(zip(batch, _means(states_BTD, part), strict=True))
     return torch.stack([found[number] for number in range(len(features))])
-
-
-def quantized(model: CtalModel) -> nn.Module:
-    """A copy whose linear layers multiply in int8: weights by output channel, activations by their range in a batch.
-
-    torch calls this way deprecated in favour of torchao, which is not among our dependencies.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch.ao.quantization import quantize_dynamic
-        from torch.ao.quantization.qconfig import per_channel_dynamic_qconfig
-
-        return quantize_dynamic(copy.deepcopy(model), {nn.Linear: per_channel_dynamic_qconfig})
 
 
 def main(quick: bool, audio: Path | None = None) -> Report:
@@ -123,7 +109,7 @@ def main(quick: bool, audio: Path | None = None) -> Report:
         "authors' composition, padded batches of 8": partial(authors_embeddings, authors, 8),
         "ours, fp32": partial(our_embeddings, ours.ctal, "fp32"),
         "ours, bf16": partial(our_embeddings, ours.ctal, "bf16"),
-        "ours, int8": partial(our_embeddings, quantized(ours.ctal), "fp32"),
+        "ours, int8": partial(our_embeddings, for_precision(ours.ctal, "int8"), "int8"),
     }
     rounds = min(_ROUNDS, len(features))
     parts = [features[number::rounds] for number in range(rounds)]

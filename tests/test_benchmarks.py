@@ -19,7 +19,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.baseline import Attention, AuthorsModel, compare, copy_weights, counterparts
 from benchmarks.data_loading import FilePerUtterance, write_features
 from benchmarks.harness import DOCUMENT, Check, Limits, Report, Spread, Table, alternate, publish, times_faster
-from benchmarks.inference import authors_embeddings, made_up_features, our_embeddings, quantized
+from benchmarks.inference import authors_embeddings, made_up_features, our_embeddings
 from benchmarks.pretraining_step import (
     AUTHORS,
     GRADIENT_LIMIT,
@@ -42,6 +42,7 @@ from benchmarks.samples import (
 from conftest import TinyCorpus
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProcessor
 from ctal.batching import Corpus, Microbatch
+from ctal.precision import for_precision
 from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
@@ -132,7 +133,7 @@ def test_embeddings_one_by_one_and_in_padded_batches_are_those_of_ours(ours: Cta
     expected = our_embeddings(ours.ctal, "fp32", features)
     for batch_size in (1, 2):
         torch.testing.assert_close(authors_embeddings(authors, batch_size, features), expected, atol=1e-5, rtol=1e-4)
-    int8 = our_embeddings(quantized(ours.ctal), "fp32", features)
+    int8 = our_embeddings(for_precision(ours.ctal, "int8"), "int8", features)
     assert torch.cosine_similarity(int8, expected).min() > 0.99
     assert not torch.equal(int8, expected)
     ours.train()

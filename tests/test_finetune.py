@@ -185,8 +185,11 @@ def test_the_test_part_is_judged_in_the_precision_of_validation(labelled: Labell
     judge = partial(judge_rows, task, model, processor, corpus, read_targets(task, corpus), rows, inputs="both")
 
     assert judge(config=config)["metrics"]["mae"] == saved["metrics"]["mae"]
-    exact = config.model_copy(update={"precision": "fp32"})
-    assert judge(config=exact)["metrics"]["mae"] != saved["metrics"]["mae"]
+    others = {precision: judge(config=config, precision=precision) for precision in ("fp32", "int8")}
+    assert {name: judged["precision"] for name, judged in others.items()} == {"fp32": "fp32", "int8": "int8"}
+    errors = [saved["metrics"]["mae"], *(judged["metrics"]["mae"] for judged in others.values())]
+    assert len(set(errors)) == 3
+    assert max(errors) - min(errors) < 0.1
 
 
 def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(

@@ -24,6 +24,7 @@ LAYERS = {
         "finetune",
         "inference",
         "objective",
+        "precision",
         "pretrain",
         "protocols",
         "recipes",

@@ -251,9 +251,14 @@ def test_ten_minutes_and_stereo_at_another_rate_are_heard_whole(
     np.testing.assert_allclose(values(stereo), values(mono), atol=1e-4)
 
 
-def test_bf16_is_near_fp32(models: Path, sound: Path, emotion: Pipeline[EmotionResult]) -> None:
-    half = pipeline("emotion", models / "emotion", device="cpu", precision="bf16")(sound / "0.wav")
-    np.testing.assert_allclose(values(half), values(emotion(sound / "0.wav")), atol=0.05)
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_lower_precisions_are_near_fp32_and_not_the_same(
+    models: Path, sound: Path, emotion: Pipeline[EmotionResult], precision: str
+) -> None:
+    rounded = values(pipeline("emotion", models / "emotion", device="cpu", precision=precision)(sound / "0.wav"))
+    exact = values(emotion(sound / "0.wav"))
+    np.testing.assert_allclose(rounded, exact, atol=0.05)
+    assert not np.array_equal(rounded, exact)
 
 
 def test_a_recogniser_hears_what_has_no_transcript_window_by_window(models: Path, sound: Path) -> None:

@@ -38,6 +38,7 @@ from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import folder_aside
 from ctal.finetune import finetune
 from ctal.objective import open_corpus
+from ctal.precision import fast_precision
 from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, pretrain
 from ctal.processes import Cost, measured, training_pool, usable_cores
 from ctal.processing_ctal import CtalProcessor
@@ -52,7 +53,7 @@ from ctal.recipes import (
     make_config,
 )
 from ctal.tasks import TASKS
-from ctal.training import NonFiniteLoss, Progress, fast_precision
+from ctal.training import NonFiniteLoss, Progress
 
 ResultRow = dict[str, Any]
 """One result; `_row` says what it holds."""

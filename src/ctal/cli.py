@@ -227,6 +227,9 @@ def evaluate(
         str | None, typer.Option(help="both, audio or text: what the model gets; by default as it was trained.")
     ] = None,
     scores: Annotated[Path | None, typer.Option(metavar="FILE", help="Write each prediction there.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of a task: fp32, bf16 or int8 (CPU); by default as it was trained.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure a model on the held-out part of stores.
@@ -244,7 +247,12 @@ def evaluate(
         known = ("pretraining", *TASKS)
         raise InputError(f"unknown task '{task}'{did_you_mean(task, known)}: choose from {', '.join(known)}")
     if task == "pretraining":
-        for option, value in {"--trials": trials, "--inputs": inputs, "--scores": scores}.items():
+        for option, value in {
+            "--trials": trials,
+            "--inputs": inputs,
+            "--scores": scores,
+            "--precision": precision,
+        }.items():
             if value is not None:
                 raise InputError(f"{option}: is for tasks; leave it out for pretraining")
         from ctal.pretrain import evaluate_model
@@ -253,7 +261,9 @@ def evaluate(
     else:
         from ctal.finetune import evaluate_task
 
-        evaluation = evaluate_task(task, stores, model, trials=trials, inputs=inputs, scores=scores)
+        evaluation = evaluate_task(
+            task, stores, model, trials=trials, inputs=inputs, scores=scores, precision=precision
+        )
         show = _show_metrics
     if evaluation is None:  # not the main process
         return
@@ -294,7 +304,9 @@ def baseline(
 
 
 TaskModelOption = Annotated[Path, typer.Option("--model", metavar="MODEL", help="A fine-tuned model, RUN/model.")]
-PrecisionOption = Annotated[str, typer.Option(help="fp32, or bf16: quicker on some machines, a little less exact.")]
+PrecisionOption = Annotated[
+    str, typer.Option(help="fp32, or quicker on some machines and a little less exact: bf16, int8 (CPU).")
+]
 
 
 @app.command()

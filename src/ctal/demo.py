@@ -21,6 +21,7 @@ from ctal.corpora import get_corpus
 from ctal.corpora.demo import make_demo
 from ctal.corpora.demo.card import demo_ceilings
 from ctal.finetune import Evaluation, finetune
+from ctal.precision import fast_precision
 from ctal.pretrain import make_tokenizer, pretrain
 from ctal.processes import training_pool, usable_cores
 from ctal.recipes import (
@@ -35,7 +36,7 @@ from ctal.recipes import (
 from ctal.report import Column, ResultTable, Row, write_demo_report
 from ctal.store import prepare_store
 from ctal.tasks import TASKS
-from ctal.training import Progress, fast_precision
+from ctal.training import Progress
 
 SIZE = "mini"
 

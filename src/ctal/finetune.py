@@ -40,6 +40,7 @@ from ctal.inference import load_task_model
 from ctal.metrics import GE2E_SPEAKERS, ge2e_eer
 from ctal.modeling_ctal import CtalTaskOutput
 from ctal.objective import CorpusObjective, environment, evaluation_microbatches, frame_counts, open_corpus
+from ctal.precision import autocast, check_precision, for_precision
 from ctal.pretrain import load_processor
 from ctal.processing_ctal import CtalProcessor
 from ctal.protocols import Fold, Protocol, Trials, make_protocol, make_trials, read_trials, write_trials
@@ -119,6 +120,7 @@ def evaluate_task(
     trials: Path | None = None,
     inputs: str | None = None,
     scores: Path | None = None,
+    precision: str | None = None,
 ) -> Evaluation | None:
     """Judges the model in `model_folder` on `stores`.
 
@@ -129,6 +131,7 @@ def evaluate_task(
         trials: Verification: a written list instead of all pairs.
         inputs: `both`, `audio` or `text`: what is given to the model; None: what it was trained with.
         scores: A file to write the predictions to, one a line.
+        precision: fp32, bf16 or int8; None: that of the run.
 
     Returns:
         Metrics and provenance; None on other processes than the main one.
@@ -139,6 +142,8 @@ def evaluate_task(
         raise InputError(f"--inputs {inputs}: use {', '.join(get_args(Modality))}")
     if trials is not None and not task.compares:
         raise InputError(f"--trials: {task.name} has no trials, only verification")
+    if precision is not None:
+        check_precision(precision)
     model, processor, saved = load_model_for(task, model_folder)
     corpus = open_corpus(stores)
     config = make_config(FinetuneConfig, saved.get("config", {}))
@@ -171,7 +176,16 @@ def evaluate_task(
     if scores is not None and not scores.absolute().parent.is_dir():
         raise InputError(f"--scores {scores}: its folder does not exist; make it first")
     judged = judge_rows(
-        task, model, processor, corpus, targets, rows, inputs=inputs or config.inputs, config=config, trials=pairs
+        task,
+        model,
+        processor,
+        corpus,
+        targets,
+        rows,
+        inputs=inputs or config.inputs,
+        config=config,
+        trials=pairs,
+        precision=precision,
     )
     if not process_state().is_main_process:
         return None
@@ -421,22 +435,25 @@ def judge_rows(
     inputs: str,
     config: FinetuneConfig,
     trials: Trials | None = None,
+    precision: str | None = None,
 ) -> Evaluation:
     """Metrics of `model` on `rows`, and what it predicted of each; all ranks take part and get the same.
 
-    The precision is that of the run: its validation part, which chose the epoch and the threshold, was judged so too,
-    and a test in another precision would be of another model by as much as the roundings differ.
+    Unless another is asked for, the precision is that of the run: its validation part, which chose the epoch and the
+    threshold, was judged so too, and a test in another precision would be of another model by as much as the roundings
+    differ.
     """
+    precision = precision or config.precision
     state = process_state()
     device = state.device if state.device and torch.cuda.is_available() else torch.device("cpu")
-    model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    asked = for_precision(model.to(device).eval(), precision)  # pyright: ignore[reportArgumentType]
     dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=inputs)
     lengths = frame_counts(corpus, processor, model.config.audio.max_frames)
     mine = evaluation_microbatches(rows, lengths, config.batch_frames)[state.process_index :: state.num_processes]
 
     def forward(**inputs: Tensor) -> CtalTaskOutput:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            return model(**inputs)
+        with autocast(device, precision):
+            return asked(**inputs)
 
     def reduce(values: Tensor) -> Tensor:
         reduced = reduce_over_ranks(values.to(device), "sum")
@@ -451,6 +468,7 @@ def judge_rows(
     judged: Evaluation = {
         "inputs": inputs,
         "fusion": model.config.fusion,
+        "precision": precision,
         "metrics": metrics,
         "utterances": len(rows),
         "speakers": len({corpus.speakers[row] for row in rows} - {None}),

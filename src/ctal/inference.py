@@ -6,8 +6,8 @@ aligned with its recording: where there are several windows its words are dealt 
 each, and the result's notes say so. A recogniser (`asr`) hears window by window, so that its words need no dealing.
 
 On one thread of an AVX-512 CPU, 200 recordings of LibriSpeech (33 min) run at 90 times real time with `mini`, and at
-300 with `frame_stack=4` as its recipe has it; bf16 makes that 120 and 380 and moves probabilities by up to 4e-4, hence
-fp32 is the default.
+300 with `frame_stack=4` as its recipe has it; bf16 makes that 120 and 380. What a lower precision costs stands in
+docs/performance.md; fp32 is the default.
 
 Shapes: N samples, B windows of a batch, C classes, E dimensions of an embedding.
 """
@@ -42,11 +42,11 @@ from ctal.modeling_ctal import (
     CtalPreTrainedModel,
     CtalTaskOutput,
 )
+from ctal.precision import autocast, check_precision, for_precision
 from ctal.processing_ctal import CtalProcessor
 from ctal.text import normalize_transcript
 
 Task = Literal["emotion", "sentiment", "verification"]
-PRECISIONS = ("fp32", "bf16")
 Inputs = Literal["audio and text", "audio alone", "text alone"]
 """What a result rests on; the last with a model of text, which does not listen."""
 
@@ -427,15 +427,15 @@ class Pipeline(Generic[ResultT]):
         precision: str = "fp32",
     ) -> None:
         """See `pipeline`."""
-        if precision not in PRECISIONS:
-            raise InputError(f"precision '{precision}'{did_you_mean(precision, PRECISIONS)}: use fp32 or bf16")
+        check_precision(precision)
         self.task = model.task
         self.config = model.model.config
         self.precision = precision
         self.asr = load_recognizer(asr) if isinstance(asr, str) else asr
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._loaded, self._reads = model, model.reads
-        self._model = model.model.to(self.device)  # pyright: ignore[reportArgumentType] (an overload of transformers)
+        moved = model.model.to(self.device)  # pyright: ignore[reportArgumentType] (an overload of transformers)
+        self._model = for_precision(moved, precision)
         self._extractor = model.processor.feature_extractor
 
     @overload
@@ -607,8 +607,7 @@ class Pipeline(Generic[ResultT]):
         """(B, …) float32, what `_Head.vectors` makes of the outputs."""
         audio = None if self._reads == "text" else waves
         inputs = self._loaded.processor(text=texts, audio=audio, sampling_rate=SAMPLING_RATE, truncation=True)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast(self.device, self.precision):
             output = self._model(**inputs.to(self.device))
         return _HEADS[self.task].vectors(output).cpu().numpy()
 
@@ -677,10 +676,11 @@ def pipeline(
         asr: Makes the transcripts that are missing: a function of samples and sampling rate, or a speech recognition
             model of transformers that lies on this machine, by folder or id.
         device: By default the GPU where there is one.
-        precision: `bf16` runs matrix products in bfloat16; see the module's docstring.
+        precision: `bf16` or, on a CPU, `int8` for matrix products, quicker where the machine is good at it and a little
+            less exact; what they cost stands in docs/performance.md.
 
     Raises:
-        InputError: The model cannot be loaded (`load_task_model`) or is of another task.
+        InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision.
     """
     if task not in _HEADS:
         raise InputError(f"unknown task '{task}'{did_you_mean(task, _HEADS)}: choose from {', '.join(_HEADS)}")

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -399,14 +399,6 @@ class _Loop:
 def process_state() -> PartialState:
     """Which of a launcher's processes this is; the first call joins them."""
     return PartialState(cpu=not torch.cuda.is_available())
-
-
-def fast_precision() -> Literal["fp32", "bf16"]:
-    """bf16 where this machine multiplies it in hardware, else fp32."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 def parameter_groups(

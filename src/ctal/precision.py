@@ -1,0 +1,56 @@
+"""The arithmetic in which a model is asked: fp32, bf16 by autocast, or int8 on a CPU.
+
+On a CPU the third quantises dynamically: each linear layer's weights by output channel when the model is loaded, what
+goes into it by its range in the batch, so a result depends a little on what shares its batch (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from contextlib import AbstractContextManager
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from ctal.errors import InputError, did_you_mean
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fast_precision() -> Literal["fp32", "bf16"]:
+    """bf16 where this machine multiplies it in hardware, else fp32; a model can be trained in either."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def check_precision(precision: str) -> None:
+    """Raises `InputError` for one that is not in `PRECISIONS`, and for int8 where it cannot be computed."""
+    if precision not in PRECISIONS:
+        hint = did_you_mean(precision, PRECISIONS)
+        raise InputError(f"precision '{precision}'{hint}: choose from {', '.join(PRECISIONS)}")
+    if precision == "int8" and torch.cuda.is_available():
+        raise InputError("precision int8 is for CPUs; use bf16 on a GPU")
+
+
+def for_precision(model: Model, precision: str) -> Model:
+    """The model to call under `autocast`; for int8 a quantised copy, in evaluation mode."""
+    if precision != "int8":
+        return model
+    with warnings.catch_warnings():
+        # torch deprecates this way in favour of torchao, a dependency of its own.
+        warnings.simplefilter("ignore")
+        from torch.ao.quantization import quantize_dynamic
+        from torch.ao.quantization.qconfig import per_channel_dynamic_qconfig
+
+        return quantize_dynamic(copy.deepcopy(model).eval(), {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """What a forward pass in `precision` runs in."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
