@@ -39,7 +39,7 @@ LAYERS = {
         "modeling_ctal",
         "processing_ctal",
     },
-    "data": {"batching", "corpora", "store"},
+    "data": {"batching", "corpora", "store", "stored_features"},
     "pure": {
         *("attention", "audio", "errors", "features", "files", "fusion", "masking", "metrics", "processes", "text"),
         "trials",

@@ -428,7 +428,7 @@ def test_two_cannot_prepare_one_store_at_once(tmp_path: Path):
 
     def prepare_inside(done: int, total: int) -> None:
         message = refusal(lambda: prepare(utterances, tmp_path / "store"))
-        assert "another process is preparing this store" in message
+        assert "another process is writing this store" in message
 
     prepare_store(utterances, tmp_path / "store", corpus="test", progress=prepare_inside)
 

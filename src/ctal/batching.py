@@ -30,6 +30,7 @@ from ctal.audio import load_audio
 from ctal.errors import InputError
 from ctal.masking import IGNORED, MaskingConfig, mask_blocks, mask_frames, mask_tokens
 from ctal.store import Store, StoredUtterance
+from ctal.stored_features import Extract, open_features, rounded
 
 SHARDS_A_GROUP = 64
 """Shards whose utterances are mixed; other groups follow one another, so that remote shards are read once an epoch."""
@@ -211,9 +212,14 @@ class Corpus:
         hashes = [each for store in self.stores for each in store.audio_hashes()]
         return np.array([int(each[:16], 16) for each in hashes], dtype=np.uint64).view(np.int64)
 
-    def read(self, row: int) -> StoredUtterance:
+    def place(self, row: int) -> tuple[int, int]:
+        """Which store holds a row, and as which of its utterances."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.stores[number].read(row - int(self._starts[number]))
+        return number, row - int(self._starts[number])
+
+    def read(self, row: int) -> StoredUtterance:
+        number, place = self.place(row)
+        return self.stores[number].read(place)
 
     @property
     def content_hash(self) -> str:
@@ -279,7 +285,8 @@ class UtteranceDataset(Dataset):
     """Makes microbatches of utterances; lives in the loader's workers.
 
     `encode` turns a transcript (or None) into token ids with `<s>` and `</s>`; `extract` turns (samples,) at 16 kHz
-    into (T, F) features. Both come from the processor; this module knows neither tokenizers nor models.
+    into (T, F) features; `analysis` is its name, by which stored features are found. All come from the processor; this
+    module knows neither tokenizers nor models. Features leave a worker in float16: copying them is most of the cost.
     """
 
     def __init__(
@@ -287,11 +294,13 @@ class UtteranceDataset(Dataset):
         corpus: Corpus,
         *,
         encode: Callable[[str | None], list[int]],
-        extract: Callable[[np.ndarray], Tensor],
+        extract: Extract,
+        analysis: str,
         seed: int,
         cache_bytes: int = 0,
     ) -> None:
         self.corpus, self.encode, self.extract, self.seed = corpus, encode, extract, seed
+        self._stored = [open_features(store, analysis) for store in corpus.stores]
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
 
@@ -307,10 +316,14 @@ class UtteranceDataset(Dataset):
         return seeded_generator(self.seed, epoch, stored.id)
 
     def features(self, row: int, stored: StoredUtterance) -> Tensor:
-        """(T, F) of the whole recording, kept while there is room; nothing is evicted: all are wanted as often."""
+        """(T, F) float16 of the whole recording: stored ones, or else computed and kept while there is room; nothing is
+        evicted, since all are wanted as often."""
+        number, place = self.corpus.place(row)
+        if (features_of := self._stored[number]) is not None:
+            return features_of.read(place)
         if row in self._cache:
             return self._cache[row]
-        features = self.extract(load_audio(stored.audio, stored.id))
+        features = rounded(self.extract(load_audio(stored.audio, stored.id)))
         if features.nbytes <= self._cache_bytes_left:
             self._cache[row] = features
             self._cache_bytes_left -= features.nbytes

@@ -97,7 +97,7 @@ def diagnose(
     text = {who: np.zeros((DRAWS, count)) for who in ("model", "unigram")}
     for draw in range(DRAWS):
         for number, utterance, logits, reconstruction in _predict(model, dataset, rows, draw):
-            truth, is_masked = utterance["feature_labels"], utterance["mask_time_indices"]
+            truth, is_masked = utterance["feature_labels"].float(), utterance["mask_time_indices"]
             is_zeroed = is_masked & (utterance["input_features"] == 0).all(1)
             guesses = {
                 "model": reconstruction,
@@ -156,7 +156,8 @@ def listening_test(model: CtalForPreTraining, dataset: PretrainingDataset, rows:
 def training_medians(dataset: PretrainingDataset, rows: np.ndarray) -> Tensor:
     """(F,) median of each feature dimension over the training data, or a fixed sample of it."""
     sample = np.random.default_rng(0).permutation(rows)[:MEDIAN_UTTERANCES]
-    return torch.cat([dataset.utterance(row, 0)["feature_labels"] for row in sample.tolist()]).median(0).values
+    frames = torch.cat([dataset.utterance(row, 0)["feature_labels"] for row in sample.tolist()])
+    return frames.float().median(0).values
 
 
 def unigram_log_probabilities(dataset: PretrainingDataset, rows: np.ndarray) -> Tensor:

@@ -92,6 +92,11 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
             {"input_features": features_BTD, "feature_attention_mask": mask_BT.long()}, tensor_type=return_tensors
         )
 
+    @property
+    def analysis(self) -> str:
+        """A name of how features are made, for what is kept of them: extractors of one name give the same."""
+        return f"{self.feature_type}-{self.delta_order}{'-cmvn' if self.cmvn else ''}"
+
     def features(self, wave: np.ndarray) -> Tensor:
         """Features (T, `feature_size`) float32 of one utterance (num_samples ≥ 1,) at 16 kHz, however long.
 

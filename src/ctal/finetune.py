@@ -387,6 +387,7 @@ def make_dataset(
         frequency_masks=config.frequency_masks,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
         extract=processor.feature_extractor.features,
+        analysis=processor.feature_extractor.analysis,
         seed=config.seed,
         cache_bytes=config.cache_megabytes * 2**20,
     )

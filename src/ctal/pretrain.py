@@ -255,6 +255,7 @@ def make_dataset(
         corpus,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
         extract=processor.feature_extractor.features,
+        analysis=processor.feature_extractor.analysis,
         masking=config,
         vocab_size=len(processor.tokenizer),
         mask_id=SPECIAL_TOKENS.index("<mask>"),

@@ -60,7 +60,8 @@ class RunConfig(BaseModel):
     workers: int = Field(1, ge=0)
     """Processes that decode recordings ahead of the model, in each process; the data does not depend on it."""
     cache_megabytes: int = Field(512, ge=0)
-    """Memory in which each worker keeps features, so that small corpora are decoded once; 512 hold three hours."""
+    """Memory in which each worker keeps features, so that small corpora are decoded once; 512 hold six hours. What
+    `ctal features` has stored needs none."""
 
 
 class PretrainConfig(RunConfig, MaskingConfig):

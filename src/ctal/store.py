@@ -3,6 +3,7 @@
     STORE/shards/00000.arrow …   Arrow IPC files: `id`, `audio` (bytes), `text`, `speaker`, `split`, `labels` (JSON),
                                  `seconds`, `frames` (at 80 a second), `sha256` (of the stored bytes)
     STORE/index.arrow            a row an utterance, without audio and text: what batches are planned from
+    STORE/features/              what `ctal features` computed of them, if it was run (`ctal.stored_features`)
     STORE/quarantine.jsonl       recordings that cannot be used: `id`, `audio`, `reason`
     STORE/store.json             counts and content hash; written last, so `"complete": true` means what it says
 
@@ -23,16 +24,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,8 @@ _SHARD_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+Job = TypeVar("Job")
+
 _HASHED = ["id", "sha256", "text", "speaker", "split", "labels"]
 _ASIDE = ".part"
 
@@ -106,12 +109,17 @@ class StoredUtterance:
     """One utterance as the store holds it."""
 
     id: str
-    audio: bytes
-    """An encoded sound file, for `ctal.audio.load_audio`."""
     text: str | None
     speaker: str | None
     split: str | None
     labels: dict[str, str | float]
+    _audio: pa.LargeBinaryScalar = field(repr=False)
+
+    @property
+    def audio(self) -> bytes:
+        """An encoded sound file, for `ctal.audio.load_audio`; copied out of the map (20 µs for 15 s of FLAC, against
+        5 ms to decode it) when it is asked for, so that who has features at hand does not read it."""
+        return self._audio.as_py()
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
@@ -145,21 +153,23 @@ def prepare_store(
     ).hexdigest()
 
     folder = store / "shards"
-    missing = [shard for shard in shards if not _is_whole(folder / shard.name, shard.fingerprint)]
+    missing = [shard for shard in shards if not is_whole(folder / shard.name, shard.fingerprint)]
     report = progress or (lambda done, total: None)
     up_to_date = not missing and _is_finished(store, plan)
     if up_to_date:
         report(total, total)
-        manifest, quarantined = _read_json(store / "store.json"), _read_quarantine(store)
+        manifest, quarantined = read_json(store / "store.json"), _read_quarantine(store)
         _check_usable(manifest["utterances"], quarantined, strict)
     else:
-        with _only_writer(store):
+        with only_writer(store, folder):
             identity = {"format": FORMAT, "version": VERSION}
-            _write_json(store / "store.json", {**identity, "complete": False})
+            write_json(store / "store.json", {**identity, "complete": False})
             _discard_strays(folder, keep={shard.name for shard in shards})
             kept = total - sum(len(shard.utterances) for shard in missing)
             report(kept, total)
-            _write_shards(missing, folder, workers or usable_cores(), lambda done: report(kept + done, total))
+            tasks = [(shard, len(shard.utterances)) for shard in missing]
+            write = partial(_write_shard, folder)
+            write_in_processes(write, tasks, store, workers or usable_cores(), lambda done: report(kept + done, total))
             quarantined = [entry for shard in shards for entry in _quarantine_of(folder / shard.name)] + duplicates
             _check_usable(total - len(quarantined), quarantined, strict)
             counts = _write_index(store, shards)
@@ -167,7 +177,7 @@ def prepare_store(
             _sync_folders(folder, store)
             manifest = {**identity, "complete": True, "corpus": corpus, **counts}
             manifest |= {"quarantined": len(quarantined), "plan": plan}
-            _write_json(store / "store.json", manifest)
+            write_json(store / "store.json", manifest)
 
     return StoreSummary(
         path=store,
@@ -241,34 +251,43 @@ def _plan(utterances: Iterable[Utterance]) -> tuple[list[_Shard], list[Quarantin
     return shards, duplicates, total
 
 
-def _write_shards(shards: list[_Shard], folder: Path, workers: int, report: Callable[[int], None]) -> None:
-    """Write the shards in parallel; `report` gets the number of utterances dealt with so far."""
+def write_in_processes(
+    write: Callable[[Job], None],
+    jobs: Sequence[tuple[Job, int]],
+    folder: Path,
+    workers: int,
+    report: Callable[[int], None],
+) -> None:
+    """Calls `write` with each job in spawned processes; `report` gets the number of utterances dealt with so far.
+
+    A job comes with how many utterances it has. `folder`, to which they write, is named where a process is killed.
+    """
     done = 0
-    workers = min(workers, len(shards) // _SHARDS_A_WORKER)
+    workers = min(workers, len(jobs) // _SHARDS_A_WORKER)
     if workers <= 1:
-        for shard in shards:
-            _write_shard(shard, folder / shard.name)
-            done += len(shard.utterances)
+        for job, utterances in jobs:
+            write(job)
+            done += utterances
             report(done)
         return
     # Spawned, not forked: the caller may have threads (a progress bar), and a fork copies their locks held.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), follow_parent)
     try:
-        futures = {pool.submit(_write_shard, shard, folder / shard.name): shard for shard in shards}
+        futures = {pool.submit(write, job): utterances for job, utterances in jobs}
         for future in as_completed(futures):
             future.result()
-            done += len(futures[future].utterances)
+            done += futures[future]
             report(done)
     except BrokenProcessPool:
         raise InputError(
-            f"{folder.parent}: a worker process was killed, perhaps for lack of memory; run the same command again, "
+            f"{folder}: a worker process was killed, perhaps for lack of memory; run the same command again, "
             "if need be with fewer workers (finished shards are kept)"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _write_shard(shard: _Shard, path: Path) -> None:
+def _write_shard(folder: Path, shard: _Shard) -> None:
     rows: list[dict[str, Any]] = []
     quarantined: list[Quarantined] = []
     decode = lru_cache(maxsize=1)(decode_audio)
@@ -278,11 +297,8 @@ def _write_shard(shard: _Shard, path: Path) -> None:
         except InputError as error:
             quarantined.append(_quarantine(utterance, str(error)))
     batch = pa.RecordBatch.from_pylist(rows, schema=_SHARD_SCHEMA)
-    metadata = {
-        "ctal.fingerprint": shard.fingerprint,
-        "ctal.quarantine": json.dumps([asdict(entry) for entry in quarantined]),
-    }
-    _write_arrow(path, batch.replace_schema_metadata(metadata))
+    more = {"ctal.quarantine": json.dumps([asdict(entry) for entry in quarantined])}
+    write_arrow(folder / shard.name, batch, fingerprint=shard.fingerprint, metadata=more)
 
 
 def _quarantine(utterance: Utterance, reason: str) -> Quarantined:
@@ -380,7 +396,7 @@ def _write_index(store: Path, shards: list[_Shard]) -> dict[str, Any]:
     content = hashlib.sha256()
     tables: list[pa.Table] = []
     for number, shard in enumerate(shards):
-        batch = _open_arrow(store / "shards" / shard.name)
+        batch = open_arrow(store / "shards" / shard.name)
         for row in zip(*(batch.column(name).to_pylist() for name in _HASHED), strict=True):
             content.update(json.dumps(row).encode() + b"\n")
         columns = {
@@ -395,7 +411,7 @@ def _write_index(store: Path, shards: list[_Shard]) -> dict[str, Any]:
         }
         tables.append(pa.table(columns))
     index = pa.concat_tables(tables).combine_chunks()
-    _write_arrow(store / "index.arrow", index.to_batches()[0])
+    write_arrow(store / "index.arrow", index.to_batches()[0])
     return {
         "utterances": len(index),
         "hours": round(float(index.column("seconds").to_numpy().sum()) / 3600, 6),
@@ -410,7 +426,7 @@ def _check_target(store: Path, corpus: str) -> None:
     """Refuse to write into what is not ours or is another corpus: it may have taken hours to make."""
     if store.exists() and not store.is_dir():
         raise InputError(f"{store}: is a file; name a new folder for the store")
-    manifest = _read_json(store / "store.json")
+    manifest = read_json(store / "store.json")
     if not manifest:
         if store.is_dir() and not _is_just_begun(store):
             raise InputError(f"{store}: is not empty and not a store; name a new folder for the store")
@@ -436,21 +452,21 @@ def _check_usable(usable: int, quarantined: list[Quarantined], strict: bool) -> 
     raise InputError(f"{lead}: {first}{more}")
 
 
-def _is_whole(path: Path, fingerprint: str) -> bool:
-    """Whether the shard is complete (its footer is there) and made by this plan."""
+def is_whole(path: Path, fingerprint: str) -> bool:
+    """Whether an Arrow file is complete (its footer is there) and has this fingerprint: made by the same plan."""
     try:
-        metadata = _open_arrow(path).schema.metadata or {}
+        metadata = open_arrow(path).schema.metadata or {}
     except (OSError, pa.ArrowException):
         return False
     return metadata.get(b"ctal.fingerprint") == fingerprint.encode()
 
 
 def _is_finished(store: Path, plan: str) -> bool:
-    manifest = _read_json(store / "store.json")
+    manifest = read_json(store / "store.json")
     if not (manifest and manifest["complete"] and manifest["plan"] == plan):
         return False
     try:
-        rows = len(_open_arrow(store / "index.arrow"))
+        rows = len(open_arrow(store / "index.arrow"))
         return rows == manifest["utterances"] and len(_read_quarantine(store)) == manifest["quarantined"]
     except (OSError, ValueError):
         return False
@@ -484,22 +500,27 @@ def _disk_refuses(path: Path, error: OSError) -> InputError:
     )
 
 
-def _write_arrow(path: Path, batch: pa.RecordBatch) -> None:
+def write_arrow(
+    path: Path, batch: pa.RecordBatch, *, fingerprint: str | None = None, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes an Arrow file that is whole once it is there; `is_whole` asks for its fingerprint."""
+    known = {**(metadata or {}), **({} if fingerprint is None else {"ctal.fingerprint": fingerprint})}
+    batch = batch.replace_schema_metadata(known)
     with _written_aside(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def _open_arrow(path: Path) -> pa.RecordBatch:
+def open_arrow(path: Path) -> pa.RecordBatch:
     """The one record batch of an Arrow file, memory-mapped: columns that are not touched are not read."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     with _written_aside(path) as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty if there is no such file or object."""
     try:
         value = json.loads(path.read_bytes())
@@ -511,7 +532,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _quarantine_of(shard: Path) -> list[Quarantined]:
-    metadata = _open_arrow(shard).schema.metadata or {}
+    metadata = open_arrow(shard).schema.metadata or {}
     return [Quarantined(**entry) for entry in json.loads(metadata[b"ctal.quarantine"])]
 
 
@@ -526,10 +547,10 @@ def _read_quarantine(store: Path) -> list[Quarantined]:
 
 
 @contextmanager
-def _only_writer(store: Path) -> Iterator[None]:
-    """Make the folders and hold them against a second `prepare_store`; the system frees the lock of a dead one."""
+def only_writer(store: Path, folder: Path) -> Iterator[None]:
+    """Makes `folder` in a store and holds the store against a second writer; the system frees a dead one's lock."""
     try:
-        (store / "shards").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _disk_refuses(store, error) from error
     try:
@@ -537,18 +558,18 @@ def _only_writer(store: Path) -> Iterator[None]:
     except ImportError:  # Windows: two writers would then hinder each other, no more
         yield
         return
-    folder = os.open(store, os.O_RDONLY)
+    held = os.open(store, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(folder)
-        raise InputError(f"{store}: another process is preparing this store; wait for it to end") from None
+        os.close(held)
+        raise InputError(f"{store}: another process is writing this store; wait for it to end") from None
     except OSError:  # a network file system that cannot lock
         pass
     try:
         yield
     finally:
-        os.close(folder)
+        os.close(held)
 
 
 def _discard_strays(folder: Path, keep: set[str]) -> None:
@@ -631,7 +652,7 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        manifest = _read_json(self.path / "store.json")
+        manifest = read_json(self.path / "store.json")
         _check_readable(self.path, manifest)
         self.corpus: str = manifest["corpus"]
         self.content_hash: str = manifest["content_hash"]
@@ -662,8 +683,7 @@ class Store:
         return [each for number in shards for each in self._shard(number).column("sha256").to_pylist()]
 
     def read(self, i: int) -> StoredUtterance:
-        """Utterance `i`, 0 … len - 1, in the order of the corpus. The audio is copied out of the map (20 µs for
-        15 s of FLAC, against 5 ms to decode it), so that it outlives the store."""
+        """Utterance `i`, 0 … len - 1, in the order of the corpus."""
         batch, row = self._shard(int(self.index.shards[i])), int(self.index.rows[i])
         if row >= len(batch) or batch.column("id")[row].as_py() != self.index.id(i):
             raise InputError(f"{self.path}: was prepared anew while it was read; start again")
@@ -673,11 +693,11 @@ class Store:
 
         return StoredUtterance(
             id=value("id"),
-            audio=value("audio"),
             text=value("text"),
             speaker=value("speaker"),
             split=value("split"),
             labels=json.loads(value("labels")),
+            _audio=batch.column("audio")[row],
         )
 
     def _shard(self, number: int) -> pa.RecordBatch:
@@ -687,7 +707,7 @@ class Store:
 
     def _open(self, path: Path) -> pa.RecordBatch:
         try:
-            return _open_arrow(path)
+            return open_arrow(path)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path}: cannot be read ({error}); run `ctal prepare` again to mend the store") from None
 

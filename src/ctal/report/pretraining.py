@@ -278,7 +278,7 @@ def fill_in(
 ) -> MaskedUtterance:
     """What `model`, in evaluation mode, makes of a `masked_utterance`."""
     output = model(**collate([utterance]), output_hidden_states=True, output_attentions=True)
-    truth, is_masked = utterance["feature_labels"], utterance["mask_time_indices"]
+    truth, is_masked = utterance["feature_labels"].float(), utterance["mask_time_indices"]
     labels, shown_ids = utterance["labels"], utterance["input_ids"]
     ids = torch.where(labels == IGNORED, shown_ids, labels).tolist()
     return MaskedUtterance(
@@ -288,7 +288,7 @@ def fill_in(
         is_predicted=(labels != IGNORED).tolist(),
         probabilities=output.logits[0].softmax(-1),
         original=truth[:, :NUM_MEL],
-        masked=utterance["input_features"][:, :NUM_MEL],
+        masked=utterance["input_features"][:, :NUM_MEL].float(),
         reconstructed=torch.where(is_masked[:, None], output.reconstruction[0], truth)[:, :NUM_MEL],
         is_masked=is_masked.numpy(),
         attended=Attended.of(
