@@ -163,7 +163,9 @@ def _measure(folder: Path, quick: bool) -> Report:
 
     first = Microbatch(0, tuple(next(iter(plan.steps(0))).tolist()))
     mine, theirs = ours(0)[first], npy()[first]
-    difference = max(float((mine[name] - theirs[name].to(mine[name].dtype)).float().abs().max()) for name in mine)
+    difference = max(
+        float((mine[name].float() - theirs[name].to(mine[name].dtype).float()).abs().max()) for name in mine
+    )
     report.checks.append(Check("largest difference of a batch from that of the files, in float16", difference, 0))
 
     baseline = "a .npy file an utterance and a CSV"
