@@ -113,9 +113,12 @@ def mask_frames(
     is_masked[spans] = True
     is_zeroed[spans[dice < 0.8]] = True
     is_replaced[spans[dice >= 0.9]] = True
-    random_frames = features[torch.randint(frames, (frames,), generator=generator)]
-    masked = features.masked_fill((is_zeroed & ~is_replaced)[:, None], 0.0)
-    masked = torch.where(is_replaced[:, None], random_frames, masked)
+    random_frames = torch.randint(frames, (frames,), generator=generator)
+    # In place of masks over everything, which take four times as long.
+    masked = features.clone()
+    masked.index_fill_(0, (is_zeroed & ~is_replaced).nonzero().squeeze(1), 0.0)
+    replaced = is_replaced.nonzero().squeeze(1)
+    masked.index_copy_(0, replaced, features.index_select(0, random_frames[replaced]))
     return MaskedFrames(masked, is_masked)
 
 
