@@ -5,7 +5,9 @@ Corpus, store, tokenizer, pre-training, the three tasks, what stands beside them
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
@@ -97,7 +99,11 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
     for name, (fields, head) in COMPARISONS.items():
         folder = out / "compared" / name.replace(", ", "-").replace(" ", "-")
         jobs[name] = _Job(COMPARED_TASK, folder, fields, head)
-    missing = {name: job for name, job in jobs.items() if not (job.folder / "evaluation.json").is_file()}
+    with (pretrained / "model" / "model.safetensors").open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    for job in jobs.values():
+        job.discard_unless_from(weights)
+    missing = {name: job for name, job in jobs.items() if not job.is_done}
     if len(missing) < len(jobs):
         progress.note(f"{len(jobs) - len(missing)} models are fine-tuned already; remove their folders to do it again")
     one = partial(_finetune_one, store=store, model=pretrained / "model", steps=steps)
@@ -129,6 +135,16 @@ class _Job:
     folder: Path
     fields: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "evaluation.json").is_file()
+
+    def discard_unless_from(self, weights: str) -> None:
+        """Removes what was fine-tuned from other weights (`weights` is a SHA-256), before pre-training anew."""
+        run = self.folder / "config.json"
+        if run.is_file() and json.loads(run.read_text())["start_from"] != weights:
+            shutil.rmtree(self.folder)
 
 
 def _in_parallel(
