@@ -417,3 +417,54 @@ def test_labels_of_an_axis_never_overlap() -> None:
         spans = sorted((float(x) - 3 * len(text), float(x) + 3 * len(text)) for x, text in labels)
         assert len(labels) >= 2
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+# Published figures ----------------------------------------------------------------------------------------------------
+
+FIGURES = f"""
+source: A paper, table 3 {HOSTILE}
+emotion: {{base: 0.7345, nobody: 0.5}}
+"""
+
+
+def test_published_figures_stand_beside_real_results_with_their_source_and_never_beside_synthetic_ones(
+    tmp_path: Path,
+) -> None:
+    published = tmp_path / "published.yaml"
+    published.write_text(FIGURES)
+    for is_synthetic in (False, True):
+        results = write(tmp_path / "results.jsonl", made(synthetic=is_synthetic))
+        notes = write_ablation_report([results], [tmp_path / "report.md", tmp_path / "report.html"], published)
+        markdown, html = ((tmp_path / f"report.{kind}").read_text() for kind in ("md", "html"))
+        for text in (markdown, html):
+            assert ("73.5" in text) is not is_synthetic
+            assert ("Published: A paper, table 3" in text) is not is_synthetic
+            assert "Published figure of emotion, nobody: stands nowhere" in text
+        assert len(notes) == 1 + is_synthetic
+    assert HOSTILE not in html
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("emotion: {base: 0.7}", "source: Field required"),
+        ("source: x\nemotions: {base: 0.7}", "emotions: Extra inputs are not permitted (did you mean 'emotion'?)"),
+        ("source: x\nemotion: {base: good}", "emotion: base: Input should be a valid number"),
+        ("- 1", "this is none"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_file_of_published_figures_that_is_wrong_is_named_with_its_field(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    results = write(tmp_path / "results.jsonl", made())
+    (tmp_path / "published.yaml").write_text(content)
+    told = refusal(lambda: write_ablation_report([results], [tmp_path / "report.md"], tmp_path / "published.yaml"))
+    assert message in told
+    assert "published.yaml" in told
+
+
+def test_a_missing_file_of_published_figures_is_named(tmp_path: Path) -> None:
+    results = write(tmp_path / "results.jsonl", made())
+    told = refusal(lambda: write_ablation_report([results], [tmp_path / "report.md"], tmp_path / "none.yaml"))
+    assert "none.yaml: cannot be read" in told

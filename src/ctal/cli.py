@@ -525,6 +525,12 @@ def ablate(
     print(f"{rows}: the results; `ctal report {out}` makes tables of them")
 
 
+PublishedOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML with published figures and their source; see `ctal report --help`."),
+]
+
+
 @app.command()
 def reproduce(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="paper-base or paper-large.")],
@@ -537,6 +543,7 @@ def reproduce(
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each fine-tuning, instead of 20.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Of each fine-tuning, instead of 5.")] = None,
     vocab_size: Annotated[int | None, typer.Option(min=256, help="Of the tokenizer, instead of 30,000.")] = None,
+    published: PublishedOption = None,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
     """From the raw corpora to the paper's tables and ablations: prepare, tokenizer, pre-train, fine-tune, report.
@@ -560,7 +567,7 @@ def reproduce(
 
     with _training() as progress:
         rows = run(scale, roots, out, progress=progress)
-    for note in write_ablation_report([rows], [out / "report.html", out / "report.md"]):
+    for note in write_ablation_report([rows], [out / "report.html", out / "report.md"], published):
         print(note, file=sys.stderr)
     print(f"{out / 'report.html'}: the tables; {rows}: the results")
 
@@ -636,18 +643,21 @@ def report(
         list[Path] | None,
         typer.Option("--out", "-o", metavar="FILE", help="report.html or .md; may be repeated."),
     ] = None,
+    published: PublishedOption = None,
 ) -> None:
     """Compare the variants of ablations: means and paired differences with 95 % intervals over seeds, and costs.
 
     Results of several shards are merged. Each plan, task, data set and protocol has a table of its own. HTML is one
-    file that needs no network; Markdown holds the same tables.
+    file that needs no network; Markdown holds the same tables. Figures of others stand beside ours where a file has
+    them: `source: …` says where they were published, `emotion: {orthogonal: 0.7, concat: …}` (likewise for the other
+    tasks) what they are, by the names of our rows.
 
     Example: `ctal report ablations -o report.html -o results.md`
     """
     from ctal.report import write_ablation_report
 
     outs = out or [Path("report.html")]
-    for note in write_ablation_report(results, outs):
+    for note in write_ablation_report(results, outs, published):
         print(note, file=sys.stderr)
     for each in outs:
         print(f"{each}: written")

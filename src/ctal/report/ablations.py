@@ -34,7 +34,9 @@ from ctal.report.html import (
     write_page,
     write_text,
 )
+from ctal.report.published import Published, read_published
 from ctal.report.results import Metric
+from ctal.tasks import TASKS
 
 TITLE = "CTAL ablations"
 
@@ -46,25 +48,30 @@ VERDICT_EFFECTS: Mapping[str, Effect] = {"confirmed": "better", "contradicted": 
 """Verdict → the effect whose colour it has."""
 
 
-def write_ablation_report(results: Sequence[Path], outs: Sequence[Path]) -> list[str]:
+def write_ablation_report(results: Sequence[Path], outs: Sequence[Path], published: Path | None = None) -> list[str]:
     """Writes what `ctal ablate` found as tables, with pictures in HTML.
 
     Args:
         results: results*.jsonl files, or folders that hold them, for example one a shard.
         outs: Files to write, `.html` or `.md`; missing folders are made.
+        published: Figures of others (`ctal.report.published`), for the tables on real speech.
 
     Returns:
-        Notes on rows that were left out; they stand in the report too.
+        Notes on rows that were left out, and on published figures of no row; they stand in the report too.
 
     Raises:
-        InputError: Results are missing, damaged or contradict each other, or a file of `outs` cannot be written.
+        InputError: Results are missing, damaged or contradict each other, a file of `outs` cannot be written, or
+            `published` is not such a file.
     """
     for out in outs:
         if out.suffix not in FORMATS:
             raise InputError(f"{out}: the name of a report ends with {' or '.join(FORMATS)}")
+    beside = read_published(published) if published else None
     rows, notes = read_results(results)
     ablations = compare(rows)
-    sections = [_section(each, ablations) for each in ablations]
+    if beside:
+        notes = [*notes, *_unplaced(beside, ablations)]
+    sections = [_section(each, ablations, beside) for each in ablations]
     reading = _how_to_read(ablations)
     for out in outs:
         if out.suffix == ".md":
@@ -110,17 +117,35 @@ class _Section:
     provenance: Mapping[str, str]
 
 
-def _section(ablation: Ablation, among: Sequence[Ablation]) -> _Section:
+def _section(ablation: Ablation, among: Sequence[Ablation], published: Published | None) -> _Section:
+    figures = _figures_for(ablation, published)
+    source = [f"Published: {published.source}."] if published and figures else []
     return _Section(
         _title(ablation, among),
         ablation,
         _headline(ablation),
-        _findings(ablation),
-        _notes(ablation),
+        _findings(ablation, figures),
+        [*source, *_notes(ablation)],
         _costs(ablation),
         _changes(ablation),
         _provenance(ablation),
     )
+
+
+def _figures_for(ablation: Ablation, published: Published | None) -> Mapping[str, float]:
+    """Variant → published figure. None beside synthetic speech, which nobody else has measured."""
+    known = published.of(ablation.first.task) if published and not ablation.is_synthetic else {}
+    return {line.name: known[line.name] for line in ablation.lines if line.name in known}
+
+
+def _unplaced(published: Published, ablations: Sequence[Ablation]) -> list[str]:
+    placed = {(each.first.task, name) for each in ablations for name in _figures_for(each, published)}
+    return [
+        f"Published figure of {task}, {name}: stands nowhere, since no table on real speech has such a variant."
+        for task in TASKS
+        for name in published.of(task)
+        if (task, name) not in placed
+    ]
 
 
 def _title(ablation: Ablation, among: Sequence[Ablation]) -> str:
@@ -170,16 +195,18 @@ def _headline(ablation: Ablation) -> str:
     return f"{apart} of {_counted(variants, 'variant')} told apart from the base."
 
 
-def _findings(ablation: Ablation) -> _Sheet:
+def _findings(ablation: Ablation, published: Mapping[str, float]) -> _Sheet:
     metric, secondary, base = ablation.metric, ablation.secondary, ablation.first.base
     has_claims = any(line.verdict for line in ablation.lines)
     head = [_with_arrow(metric), "Difference"]
     head += ["The paper says"] if has_claims else []
+    head += ["Published"] if published else []
     head += [_with_arrow(secondary), "Seeds"]
     rows = []
     for line in ablation.lines:
         cells = [_Cell(metric.shown(line.mean.mean), _ends(line.mean, metric.shown)), _difference(line, metric)]
         cells += [_claim(line)] if has_claims else []
+        cells += [_Cell(metric.shown(published[line.name]) if line.name in published else "–")] if published else []
         cells += [_Cell(secondary.shown(line.secondary)), _Cell(str(len(line.results)))]
         rows.append((line, cells))
     caption = f"{metric.name} ({metric.meaning}), and its difference to that of {base}"
