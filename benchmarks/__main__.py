@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import data_loading, features, inference, length, pretraining_step, startup
+from benchmarks import data_loading, devices, features, inference, length, pretraining_step, startup
 from benchmarks.harness import describe_machine, publish, say
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "inference": inference.main,
     "features": features.main,
     "data_loading": data_loading.main,
+    "devices": devices.main,
     "startup": startup.main,
     "length": length.main,
 }
