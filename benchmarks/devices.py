@@ -11,7 +11,8 @@ import socket
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,9 +22,10 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness import Check, Report, Spread, Table, alternate, say, significant, times_faster
-from benchmarks.pretraining_step import LOSS_LIMIT, OURS, Batch, Row, measure
+from benchmarks.pretraining_step import LOSS_LIMIT, Batch, Row, measure
 from benchmarks.samples import FRAMES_PER_SECOND, librispeech_like_seconds, masked_batch, write_store
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProcessor
 from ctal.batching import Corpus, Microbatch, StepPlan, deal
@@ -78,14 +80,13 @@ def _train_in_rounds(
     pipe: Connection, place: Mapping[str, str], threads: int, folder: Path, out: Path, size: str, config: PretrainConfig
 ) -> None:
     """A process of a training; `place` are the variables by which it finds the others."""
-    os.environ.update(place)
+    # Accelerate takes a number of threads of its own choice where this variable does not stand.
+    os.environ.update({**place, "OMP_NUM_THREADS": str(threads)})
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
     model = CtalForPreTraining(CtalConfig.of_size(size, hidden_dropout_prob=0, attention_probs_dropout_prob=0))
-    try:
+    with suppress(EOFError, BrokenPipeError):
         train(objective_on(folder, config, model, StepsOnly), config, out, progress=_Rounds(pipe))
-    except (EOFError, BrokenPipeError):
-        pass
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -96,7 +97,8 @@ class Training:
     def __init__(self, ranks: int, threads: int, folder: Path, out: Path, size: str, config: PretrainConfig) -> None:
         """`folder` is what `write_store` left; each process computes with `threads`."""
         self.losses: list[Metrics] = []
-        context = get_context("spawn")
+        context = get_context("forkserver")  # which imports everything once
+        context.set_forkserver_preload([__name__, "torch.utils.tensorboard"])
         self._pipes: list[Connection] = []
         self._processes = []
         for place in _places(ranks):
@@ -200,23 +202,24 @@ def check_checkpointing(size: str, rows: Sequence[Row], seconds: Sequence[float]
     return Check(f"`{size}`: largest difference of loss and gradients, activations computed again", difference, 0)
 
 
-def measure_checkpointing(report: Report, size: str, seconds: float, rounds: int) -> None:
+def measure_checkpointing(report: Report, size: str, seconds: float, rounds: int, *, has_memory: bool) -> None:
     """On one utterance of `seconds`."""
-    kept = Row("activations kept", ours=True, seconds=(seconds,))
-    again = Row("activations computed again", ours=True, seconds=(seconds,), gradient_checkpointing=True)
+    kept = Row("activations kept", ours=True, seconds=(seconds,), has_memory=has_memory)
+    again = replace(kept, name="activations computed again", gradient_checkpointing=True)
     report.checks.append(check_checkpointing(size, (kept, again), (seconds / 10, seconds / 20)))
     times, memory, _ = measure(size, (kept, again), rounds)
+    memory = memory or dict.fromkeys((kept, again), float("nan"))
     lines = [
         (
             row.name,
             str(Spread.of(times[row])),
             str(times_faster(times[row], times[kept])),
             significant(memory[row]),
-            f"{100 * memory[row] / memory[kept]:.0f} %",
+            significant(memory[row] / memory[kept]),
         )
         for row in times
     ]
-    columns = ("", "s a step", "times as long as the first row", "memory, GB", "of the first row's")
+    columns = ("", "s a step", "times as long as the first row", "memory, GB", "times the first row's")
     report.tables.append(Table(f"Activation checkpointing, `{size}`, one utterance of {seconds:g} s", columns, lines))
     report.measured["checkpointing"] = {
         row.name: {"seconds": times.get(row), "memory_gb": memory[row]} for row in (kept, again)
@@ -279,6 +282,7 @@ def _megabytes(process: psutil.Process) -> float:
 
 def _train_and_watch(folder: Path, size: str, config: PretrainConfig, wanted: Sequence[int]) -> _Memory:
     torch.set_num_threads(1)
+    disable_progress_bar()
     memory = _Memory(wanted)
     model = CtalForPreTraining(CtalConfig.of_size(size, vocab_size=300, **MODEL_DEFAULTS[size]))
     train(objective_on(folder, config, model, PretrainingObjective), config, folder / "run", progress=memory)
@@ -286,9 +290,9 @@ def _train_and_watch(folder: Path, size: str, config: PretrainConfig, wanted: Se
 
 
 def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
-    """One training with a worker, in a fresh process, validated and saved ten times."""
+    """One training with a worker, in a fresh process, validated and saved every 500 steps."""
     write_store(folder, np.linspace(0.6, 1.4, 40).tolist())
-    fields = {"steps": steps, "batch_frames": 160, "checkpoint_every": max(1, steps // 10), "workers": 1}
+    fields = {"steps": steps, "batch_frames": 160, "checkpoint_every": 500, "workers": 1}
     wanted = [steps // 10, steps // 2, steps]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         config = make_config(PretrainConfig, fields)
@@ -312,7 +316,7 @@ def main(quick: bool) -> Report:
         say("several processes")
         measure_processes(report, Path(folder) / "processes", size, scale, rounds)
         say("activation checkpointing")
-        measure_checkpointing(report, size, 3.75 if quick else 37.5, rounds)
+        measure_checkpointing(report, size, 3.75 if quick else 37.5, rounds, has_memory=not quick)
         count_frames(report)
         say("many steps")
         watch_memory(report, Path(folder) / "memory", "nano", steps)
