@@ -201,7 +201,7 @@ def check_checkpointing(size: str, rows: Sequence[Row], seconds: Sequence[float]
     second.load_state_dict(first.state_dict())
     batch = masked_batch(seconds, rows[0].config(size))
     pairs = zip(losses_and_gradients(first, batch), losses_and_gradients(second, batch), strict=True)
-    difference = max(float((one - other).abs().max()) for one, other in pairs)
+    difference = float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
     return Check(f"`{size}`: largest difference of loss and gradients, activations computed again", difference, 0)
 
 
@@ -287,14 +287,17 @@ def _megabytes(process: psutil.Process) -> float:
     return process.memory_info().rss / 1e6
 
 
-def _train_and_watch(folder: Path, size: str, config: PretrainConfig, wanted: Sequence[int]) -> _Memory:
+def train_and_watch(
+    folder: Path, size: str, config: PretrainConfig, wanted: Sequence[int]
+) -> dict[int, tuple[float, float]]:
+    """Resident megabytes of this process, which trains, and of its workers, after each of the `wanted` steps."""
     os.environ.update(_WITHOUT_GPU)
     torch.set_num_threads(1)
     disable_progress_bar()
     memory = _Memory(wanted)
     model = CtalForPreTraining(CtalConfig.of_size(size, vocab_size=300, **MODEL_DEFAULTS[size]))
     train(objective_on(folder, config, model, PretrainingObjective), config, folder / "run", progress=memory)
-    return memory
+    return memory.found
 
 
 def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
@@ -304,7 +307,7 @@ def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
     wanted = [steps // 10, steps // 2, steps]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         config = make_config(PretrainConfig, fields)
-        found = pool.submit(_train_and_watch, folder, size, config, wanted).result().found
+        found = pool.submit(train_and_watch, folder, size, config, wanted).result()
     lines = []
     for number, name in enumerate(("training", "its worker")):
         megabytes = [found[step][number] for step in wanted]

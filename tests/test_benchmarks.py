@@ -28,7 +28,7 @@ from benchmarks.devices import (
     frames_drawn,
     imbalance,
     largest_difference,
-    watch_memory,
+    train_and_watch,
 )
 from benchmarks.harness import DOCUMENT, Check, Limits, Report, Spread, Table, alternate, publish, times_faster
 from benchmarks.inference import authors_embeddings, made_up_features, our_embeddings
@@ -235,7 +235,7 @@ def test_trainings_take_a_step_when_asked_and_split_weights_give_the_losses_of_o
 
 def test_activations_computed_again_change_nothing_and_another_model_is_noticed() -> None:
     again = replace(OURS, gradient_checkpointing=True)
-    assert again.build("nano").is_gradient_checkpointing
+    assert again.build("nano").is_activation_checkpointing
     assert check_checkpointing("nano", (OURS, again), (0.8, 0.3)).passed
     assert not check_checkpointing("nano", (OURS, OURS_CAUSAL), (0.8, 0.3)).passed
 
@@ -251,12 +251,15 @@ def test_every_frame_is_dealt_out_once_and_more_evenly_than_at_random() -> None:
     assert imbalance(np.array([[1, 3], [2, 2]])) == 0.25
 
 
-def test_memory_is_told_of_the_training_and_its_worker_after_shares_of_the_steps(tmp_path: Path) -> None:
-    report = Report("devices")
-    watch_memory(report, tmp_path, "nano", 20)
-    assert list(report.measured["memory_mb"]) == [2, 10, 20]
-    assert all(50 < each < 5000 for both in report.measured["memory_mb"].values() for each in both)
-    assert len(report.checks) == 2
+def test_memory_is_told_of_the_training_and_its_worker_after_the_wanted_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    write_store(tmp_path, [0.4, 0.8, 0.6, 0.5])
+    config = make_config(PretrainConfig, {"steps": 6, "batch_frames": 100, "workers": 1})
+    found = train_and_watch(tmp_path, "nano", config, [2, 6])
+    assert list(found) == [2, 6]
+    assert all(50 < megabytes < 5000 for both in found.values() for megabytes in both)
 
 
 # The harness ------------------------------------------------------------------------------------------------------
