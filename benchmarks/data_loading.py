@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.harness import Check, Report, Spread, Table, alternate, significant, times_faster
 from benchmarks.pretraining_step import OURS, Trainers
-from benchmarks.samples import librispeech_like_seconds, masked_batch, write_recordings
+from benchmarks.samples import librispeech_like_seconds, masked_batch, write_store
 from ctal import CtalFeatureExtractor, CtalProcessor
 from ctal.audio import load_audio
 from ctal.batching import (
@@ -38,11 +38,10 @@ from ctal.batching import (
     masked_utterance,
     seeded_generator,
 )
-from ctal.corpora import get_corpus
 from ctal.objective import frame_counts
-from ctal.pretrain import load_tokenizer, make_dataset, make_tokenizer
+from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
-from ctal.store import Store, prepare_store
+from ctal.store import Store
 from ctal.stored_features import write_features as store_features
 
 _WORKERS = 2
@@ -139,10 +138,8 @@ def main(quick: bool) -> Report:
 def _measure(folder: Path, quick: bool) -> Report:
     report = Report("data_loading")
     count, scale, rounds, size = (16, 0.1, 1, "nano") if quick else (160, 1.0, 3, "mini")
-    write_recordings(folder / "recordings", [scale * each for each in librispeech_like_seconds(count)])
+    write_store(folder, [scale * each for each in librispeech_like_seconds(count)])
     store = folder / "store"
-    prepare_store(get_corpus("folder").prepare(folder / "recordings"), store, corpus="made up", workers=1)
-    make_tokenizer(store, folder / "tokenizer", 300)
     processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(folder / "tokenizer"))
     max_frames = processor.feature_extractor.max_frames
 

@@ -1,6 +1,6 @@
 """What all benchmarks share: alternating rounds, peak memory, the machine's own limits, and how results are written.
 
-Nothing here asserts a time. A `Check` is about equal results, and is all that can fail.
+Nothing here asserts a time. A `Check` is about equal results, or memory that must not grow, and is all that can fail.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def describe_machine() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Check:
-    """That two ways to compute one thing agree."""
+    """That two ways to compute one thing agree, or that a number stays within its limit otherwise."""
 
     name: str
     value: float

@@ -67,6 +67,8 @@ class Row:
     causal: bool = False
     """Of ours; the baseline always is."""
     frame_stack: int = 1
+    gradient_checkpointing: bool = False
+    """Of ours."""
     has_memory: bool = True
     """Whether its peak memory is measured."""
 
@@ -80,7 +82,12 @@ class Row:
 
     def build(self, size: str) -> nn.Module:
         config = self.config(size)
-        return CtalForPreTraining(config) if self.ours else AuthorsModel(config, self.attention)
+        if not self.ours:
+            return AuthorsModel(config, self.attention)
+        model = CtalForPreTraining(config)
+        if self.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        return model
 
 
 AUTHORS = Row("authors' recipe, neighbouring lengths", ours=False, seconds=NEIGHBOURING_SECONDS, attention_dropout=0.1)

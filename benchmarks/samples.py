@@ -16,8 +16,11 @@ from torch import Tensor
 from ctal import CtalConfig
 from ctal.audio import SAMPLING_RATE
 from ctal.batching import collate, masked_utterance, seeded_generator
+from ctal.corpora import get_corpus
 from ctal.masking import IGNORED
+from ctal.pretrain import make_tokenizer
 from ctal.recipes import PretrainConfig, make_config
+from ctal.store import prepare_store
 from ctal.text import SPECIAL_TOKENS
 
 FRAMES_PER_SECOND = 80
@@ -110,3 +113,11 @@ def write_recordings(folder: Path, seconds: Sequence[float]) -> list[Path]:
         path.with_suffix(".txt").write_text(" ".join(words))
         paths.append(path)
     return paths
+
+
+def write_store(folder: Path, seconds: Sequence[float]) -> None:
+    """Recordings in `folder/recordings`, the store of them in `folder/store`, their tokenizer in `folder/tokenizer`."""
+    write_recordings(folder / "recordings", seconds)
+    store = folder / "store"
+    prepare_store(get_corpus("folder").prepare(folder / "recordings"), store, corpus="made up", workers=1)
+    make_tokenizer(store, folder / "tokenizer", 300)

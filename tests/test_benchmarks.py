@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from itertools import combinations, groupby
 from operator import mul
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +21,15 @@ from benchmarks import harness
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.baseline import Attention, AuthorsModel, compare, copy_weights, counterparts
 from benchmarks.data_loading import FilePerUtterance, write_features
+from benchmarks.devices import (
+    Training,
+    check_checkpointing,
+    frames_dealt,
+    frames_drawn,
+    imbalance,
+    largest_difference,
+    train_and_watch,
+)
 from benchmarks.harness import DOCUMENT, Check, Limits, Report, Spread, Table, alternate, publish, times_faster
 from benchmarks.inference import authors_embeddings, made_up_features, our_embeddings
 from benchmarks.pretraining_step import (
@@ -38,6 +50,7 @@ from benchmarks.samples import (
     NEIGHBOURING_SECONDS,
     librispeech_like_seconds,
     masked_batch,
+    write_store,
 )
 from conftest import TinyCorpus
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProcessor
@@ -202,6 +215,51 @@ def test_a_row_for_which_memory_does_not_suffice_stands_in_the_table_without_a_t
     table = step_table("A step", "nano", [OURS, AUTHORS], {AUTHORS: [2.0]}, memory, Limits(1e12, 1e12, 1e9))
     assert [row[3] for row in table.rows] == ["–", "–"], "nothing to compare with"
     assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+# Several processes, many steps ------------------------------------------------------------------------------------
+
+
+def test_trainings_take_a_step_when_asked_and_split_weights_give_the_losses_of_one_process(tmp_path: Path) -> None:
+    write_store(tmp_path, np.linspace(0.4, 1.2, 24).tolist())
+    losses = []
+    for ranks in (1, 2):
+        config = make_config(PretrainConfig, {"batch_frames": 400, "warmup_ratio": 0, "workers": 0, "sharded": True})
+        with closing(Training(ranks, 1, tmp_path, tmp_path / f"run-{ranks}", "nano", config)) as training:
+            assert all(training.step() > 0 for _ in range(3))
+        losses.append(training.losses)
+    assert [len(each) for each in losses] == [3, 3]
+    assert largest_difference(*losses) <= LOSS_LIMIT
+    assert largest_difference(losses[0], losses[0][::-1]) > LOSS_LIMIT, "steps differ"
+
+
+def test_activations_computed_again_change_nothing_and_another_model_is_noticed() -> None:
+    again = replace(OURS, gradient_checkpointing=True)
+    assert again.build("nano").is_activation_checkpointing
+    assert check_checkpointing("nano", (OURS, again), (0.8, 0.3)).passed
+    assert not check_checkpointing("nano", (OURS, OURS_CAUSAL), (0.8, 0.3)).passed
+
+
+def test_every_frame_is_dealt_out_once_and_more_evenly_than_at_random() -> None:
+    frames = np.arange(300, 1500)
+    for ranks in (2, 8):
+        ours, at_random = frames_dealt(frames, ranks, ranks * 6000), frames_drawn(frames, ranks)
+        assert ours.sum() == frames.sum()
+        assert ours.shape[1] == at_random.shape[1] == ranks
+        assert 0 < imbalance(ours) < imbalance(at_random) / 2
+    assert imbalance(frames_drawn(np.full(120, 7), 4)) == 0
+    assert imbalance(np.array([[1, 3], [2, 2]])) == 0.25
+
+
+def test_memory_is_told_of_the_training_and_its_worker_after_the_wanted_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    write_store(tmp_path, [0.4, 0.8, 0.6, 0.5])
+    config = make_config(PretrainConfig, {"steps": 6, "batch_frames": 100, "workers": 1})
+    found = train_and_watch(tmp_path, "nano", config, [2, 6])
+    assert list(found) == [2, 6]
+    assert all(50 < megabytes < 5000 for both in found.values() for megabytes in both)
 
 
 # The harness ------------------------------------------------------------------------------------------------------
