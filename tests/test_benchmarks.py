@@ -161,7 +161,7 @@ def test_files_give_the_batches_of_the_store(tiny: TinyCorpus, tmp_path: Path) -
     expected, found = dataset[microbatch], files[microbatch]
     assert expected.keys() == found.keys()
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(found[name].to(value.dtype), value), name
 
 
 # What a step is ---------------------------------------------------------------------------------------------------
