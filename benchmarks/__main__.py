@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import data_loading, features, inference, length, pretraining_step, startup
+from benchmarks import data_loading, features, inference, length, pretraining_step, scaling, startup
 from benchmarks.harness import describe_machine, publish, say
 
 BENCHMARKS = {
@@ -19,6 +19,8 @@ BENCHMARKS = {
     "data_loading": data_loading.main,
     "startup": startup.main,
     "length": length.main,
+    "scaling": scaling.main,
+    "outlook": scaling.outlook,
 }
 
 

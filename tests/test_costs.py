@@ -32,10 +32,10 @@ from ctal.costs import (
     step_seconds,
 )
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
-from ctal.masking import MaskingConfig
+from ctal.recipes import PretrainConfig, make_config
 
 CONFIG = CtalConfig.of_size("nano", vocab_size=300)
-MASKING = MaskingConfig()
+MASKING = make_config(PretrainConfig)
 SECONDS = (0.6, 2.1, 1.3)
 
 
