@@ -238,40 +238,35 @@ _H100 = Machine(
 GPUS = {"h100": _H100, "h200": replace(_H100, name="H200", bandwidth=4.8e12)}
 """The SXM kinds, by the vendor's peaks; shares and launches are assumptions, and nothing here was measured."""
 
-_ASSUMED = _H100
-"""Where another GPU's products are measured, what else it is taken to be like."""
-
 CPU = Machine(
     "CPU",
     peaks={"fp32": 98e9, "bf16": 219e9},
-    shares={"fp32": 0.72, "bf16": 0.52},
-    bandwidth=37e9,
-    launch=130e-6,
+    shares={"fp32": 0.71, "bf16": 0.54},
+    bandwidth=33e9,
+    launch=100e-6,
     is_asynchronous=False,
 )
 """One core with AVX512-BF16, fitted by `python -m benchmarks scaling`. What a launch takes there is mostly not the
 issue of it but small products and copies that grow with the number of tensors."""
 
 
-LOADED = {"FLAC": 500.0, "16-bit features": 5000.0, "16-bit log-mel": 9000.0}
+LOADED = {"FLAC": 900.0, "16-bit features": 6400.0, "16-bit log-mel": 18_000.0}
 """Seconds of audio that one core of that CPU makes ready for the model in a second, by what is stored (likewise)."""
 
 
-def machine_at_hand() -> Machine:
-    """A GPU that is known, or else one with the products measured here, in less than a second, and all else assumed."""
+def machine_at_hand(precision: Precision) -> Machine:
+    """A GPU that is known, or else one with its products measured, in less than a second, and the rest assumed."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        known = [gpu for gpu in GPUS.values() if gpu.name in name]
-        return known[0] if known else replace(_ASSUMED, name=name, peaks=_measured_peaks("cuda"))
-    return replace(CPU, name=f"CPU with {torch.get_num_threads()} threads", peaks=_measured_peaks("cpu"))
+        like = next((gpu for gpu in GPUS.values() if gpu.name in name), None)
+        return like or replace(_H100, name=name, peaks={precision: _products_a_second(precision, "cuda")})
+    threads = torch.get_num_threads()
+    return replace(CPU, name=f"CPU, {threads} threads", peaks={precision: _products_a_second(precision, "cpu")})
 
 
-def _measured_peaks(device: str) -> dict[Precision, float]:
-    return {"fp32": _products_a_second(torch.float32, device), "bf16": _products_a_second(torch.bfloat16, device)}
-
-
-def _products_a_second(dtype: torch.dtype, device: str) -> float:
+def _products_a_second(precision: Precision, device: str) -> float:
     """Operations a second, the best of three products shaped like a feed-forward layer of `base`."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     states, weight = (torch.ones(size, 768, dtype=dtype, device=device) for size in (1024, 3072))
     seconds = []
     for _ in range(4):  # the first one sets things up
