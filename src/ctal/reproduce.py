@@ -154,10 +154,9 @@ def dry_run(scale: Scale, roots: Mapping[str, Path]) -> Table:
         f"{_bytes(len(trained) * model)}, {_bytes(checkpoints)} while one trains",
         _hours(len(trained) * clock.pretraining(lengths["librispeech"], scale.steps, frames)),
     )
+    finetuning = make_config(FinetuneConfig, FINETUNING[scale.size])
     for task, corpus in TASK_CORPORA.items():
-        finetuning = clock.finetuning(
-            lengths[corpus], scale.epochs, make_config(FinetuneConfig, FINETUNING[scale.size])
-        )
+        trainings = len(tuned) * scale.seeds * folds[corpus]
         table.add_row(
             "fine-tune",
             f"{task}: {len(tuned)} variants x {scale.seeds} seeds x {folds[corpus]} folds of {scale.epochs} epochs",
