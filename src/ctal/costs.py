@@ -265,11 +265,11 @@ def machine_at_hand(precision: Precision) -> Machine:
 
 
 def _products_a_second(precision: Precision, device: str) -> float:
-    """Operations a second, the best in half a second of products shaped like a feed-forward layer of `base`."""
+    """Operations a second, the best of the matrix products that half a second holds."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    # On a CPU so few rows that other processes do not come between.
-    rows = 256 if device == "cpu" else 8192
-    states, weight = (torch.ones(size, 768, dtype=dtype, device=device) for size in (rows, 3072))
+    # On a CPU so small that other processes do not come between.
+    shape = (256, 768) if device == "cpu" else (8192, 3072)
+    states, weight = (torch.ones(size, 768, dtype=dtype, device=device) for size in shape)
     best, end = math.inf, time.perf_counter() + 0.5
     while (began := time.perf_counter()) < end:
         float(F.linear(states, weight)[0, 0])  # waits for a GPU

@@ -188,8 +188,8 @@ class Clock:
     def note(self) -> str:
         """What the hours are, for whoever reads them."""
         return (
-            f"hours: estimated by the cost model of docs/scaling.md, {self.machine.name}, {self.precision}, one "
-            "training at a time, a loader that keeps up; without preparation, validation and checkpoints"
+            f"hours: estimated by the cost model of docs/scaling.md, {self.machine.name}, {self.precision}, otherwise "
+            "idle, one training at a time, a loader that keeps up; without preparation, validation and checkpoints"
         )
 
     def pretraining(self, lengths: Sequence[float], steps: int, frames: int) -> float:
