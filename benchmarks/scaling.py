@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from ctal.costs import (
     LOADED,
     STORED_BYTES,
     Machine,
+    Positions,
     StepSeconds,
     Weights,
     activation_bytes,
@@ -43,7 +45,7 @@ from ctal.costs import (
     update_bytes,
 )
 from ctal.features import NUM_MEL, extract_features
-from ctal.recipes import PRETRAINING, PretrainConfig, make_config
+from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig, make_config
 
 DOCUMENT = "scaling.md"
 
@@ -250,6 +252,9 @@ MANY_HOURS = 100_000
 FULL_SECONDS = 600.0
 """Of audio a step and GPU, of which no size leaves the GPU idle."""
 CORES_A_GPU = 16
+DEMO_STEPS = 3600
+DEMO_LENGTH = 3.5
+"""Seconds of an utterance."""
 
 _LENGTHS = librispeech_like_seconds(500)
 _MEAN_SECONDS = float(np.mean(_LENGTHS))
@@ -262,16 +267,26 @@ class Size:
     name: str
     config: CtalConfig
     weights: Weights
-    operations: float
-    """A second of audio."""
+    positions: Sequence[Positions]
+    """Of the utterances of a sample."""
 
     @classmethod
     def of(cls, name: str) -> Size:
         config = CtalConfig.of_size(name)
         masking = make_config(PretrainConfig, PRETRAINING[name])
         positions = [expected_positions(config, each, masking) for each in _LENGTHS]
-        operations = pretraining_operations(config, positions) / sum(_LENGTHS)
-        return cls(name, config, count_weights(config), operations)
+        return cls(name, config, count_weights(config), positions)
+
+    @cached_property
+    def operations(self) -> float:
+        """A second of audio."""
+        return pretraining_operations(self.config, self.positions) / sum(_LENGTHS)
+
+    @cached_property
+    def defined_operations(self) -> float:
+        """Likewise, with every layer and head on every position."""
+        whole = [each._replace(predicted_tokens=each.tokens, predicted_frames=each.frames) for each in self.positions]
+        return pretraining_operations(self.config, whole) / sum(_LENGTHS)
 
     def step(self, machine: Machine, seconds: float, precision: Precision = "bf16", devices: int = 1) -> StepSeconds:
         """`seconds` of audio on each of `devices`, under DDP."""
@@ -283,7 +298,27 @@ def outlook(quick: bool) -> Report:
     sizes = [Size.of(name) for name in SIZES]
     report = Report("outlook", document=DOCUMENT, is_computed=True)
     report.tables = [costs_table(sizes), passes_table(sizes), one_gpu_table(sizes), many_hours_table(sizes)]
+    peaks = "; ".join(
+        f"{gpu.name} {gpu.peaks['bf16'] / 1e12:.0f}, {gpu.peaks['fp32'] / 1e12:.0f}" for gpu in GPUS.values()
+    )
+    gpu = GPUS["h200"]
+    report.notes += [
+        f"GPUs are computed, not measured: Tflop/s in bf16 and fp32: {peaks}; {100 * gpu.shares['bf16']:.0f} % of it in "
+        f"the passes and {1e6 * gpu.launch:.0f} µs a launch are assumed",
+        f"a core makes batches of {LOADED['FLAC']:,.0f} audio s/s from FLAC, of {LOADED['16-bit log-mel']:,.0f} from "
+        "16-bit log-mel",
+        f"the demo's pre-training ({DEMO_STEPS:,} steps of `mini`) on the CPU, without loading and validation: "
+        f"{demo_minutes():.0f} min",
+    ]
     return report
+
+
+def demo_minutes() -> float:
+    """Of the steps of `ctal demo`'s longest training, in bf16 on one core."""
+    config = CtalConfig.of_size("mini", vocab_size=2000, **MODEL_DEFAULTS["mini"])
+    positions = expected_positions(config, DEMO_LENGTH, make_config(PretrainConfig, PRETRAINING["mini"]))
+    operations = pretraining_operations(config, [positions]) * recipe_seconds() / DEMO_LENGTH
+    return DEMO_STEPS * step_seconds(CPU, count_weights(config), operations, "bf16").total / 60
 
 
 def costs_table(sizes: Sequence[Size]) -> Table:
@@ -302,15 +337,12 @@ def costs_table(sizes: Sequence[Size]) -> Table:
     )
     rows = []
     for size in sizes:
-        masking = make_config(PretrainConfig, PRETRAINING[size.name])
-        positions = [expected_positions(size.config, each, masking) for each in _LENGTHS]
+        positions = size.positions
         tokens, frames = (sum(getattr(each, name) for each in positions) for name in ("tokens", "frames"))
         # What the words cost is what is saved without them.
         wordless = [each._replace(tokens=0.0, predicted_tokens=0.0) for each in positions]
         of_frames = pretraining_operations(size.config, wordless)
         of_tokens = pretraining_operations(size.config, positions) - of_frames
-        whole = [each._replace(predicted_tokens=each.tokens, predicted_frames=each.frames) for each in positions]
-        defined = pretraining_operations(size.config, whole) / sum(_LENGTHS)
         kept = activation_bytes(size.config, size.weights, positions, "bf16") - 2 * size.weights.total
         ddp, fsdp = (
             [communicated_bytes(size.weights, devices, sharded=sharded) / 1e9 for devices in (8, 64)]
@@ -323,7 +355,7 @@ def costs_table(sizes: Sequence[Size]) -> Table:
                 significant(of_frames / frames / 1e6),
                 significant(of_tokens / tokens / 1e6),
                 significant(size.operations / 1e9),
-                significant(defined / 1e9),
+                significant(size.defined_operations / 1e9),
                 significant(state_bytes(size.weights) / 1e9),
                 significant(kept / sum(_LENGTHS) / 1e6),
                 significant(update_bytes(size.weights) / 1e9),
@@ -368,7 +400,14 @@ def passes_table(sizes: Sequence[Size]) -> Table:
 def one_gpu_table(sizes: Sequence[Size]) -> Table:
     """What one H200 takes, and from which length of a step on it is not waiting."""
     columns = (
-        *("", "audio s/s at most", "utterances a second", "cores that decode FLAC for it", "cores, from log-mel"),
+        *(
+            "",
+            "audio s/s at most",
+            "counted as defined",
+            "utterances a second",
+            "cores that decode FLAC for it",
+            "cores, from log-mel",
+        ),
         *("a step of the recipe: passes, ms", "update, ms", "host, ms", "audio s/s", "s of audio a step to be full"),
     )
     gpu, rows = GPUS["h200"], []
@@ -379,6 +418,7 @@ def one_gpu_table(sizes: Sequence[Size]) -> Table:
             (
                 f"`{size.name}`",
                 significant(rate),
+                significant(rate * size.operations / size.defined_operations),
                 significant(rate / _MEAN_SECONDS),
                 significant(rate / LOADED["FLAC"]),
                 significant(rate / LOADED["16-bit log-mel"]),
@@ -394,7 +434,7 @@ def many_hours_table(sizes: Sequence[Size]) -> Table:
     """A pass of very many hours on 8 and on 64 GPUs."""
     columns = (
         *("H200s", "s of audio a step and GPU", "hours a pass", "GPU hours", "passes, ms", "update, ms"),
-        *("communication not hidden, ms", "host, ms", "cores a GPU, FLAC", "cores a GPU, log-mel", "FLAC, MB/s"),
+        *("communication not hidden, ms", "host, ms", "cores a GPU, FLAC", "FLAC, MB/s"),
         f"hours with FLAC on {CORES_A_GPU} cores a GPU",
     )
     gpu, rows = GPUS["h200"], []
@@ -412,7 +452,7 @@ def many_hours_table(sizes: Sequence[Size]) -> Table:
                         significant(hours),
                         significant(hours * devices),
                         *(significant(1000 * part) for part in step[:-1]),
-                        *(significant(rate / devices / LOADED[stored]) for stored in ("FLAC", "16-bit log-mel")),
+                        significant(rate / devices / LOADED["FLAC"]),
                         significant(rate * STORED_BYTES["FLAC"] / 1e6),
                         significant(MANY_HOURS / loaded),
                     )

@@ -239,7 +239,7 @@ GPUS = {"h100": _H100, "h200": replace(_H100, name="H200", bandwidth=4.8e12)}
 """The SXM kinds, by the vendor's peaks; shares and launches are assumptions, and nothing here was measured."""
 
 CPU = Machine(
-    "CPU",
+    "a CPU core",
     peaks={"fp32": 98e9, "bf16": 219e9},
     shares={"fp32": 0.71, "bf16": 0.54},
     bandwidth=33e9,
@@ -261,7 +261,11 @@ def machine_at_hand(precision: Precision) -> Machine:
         like = next((gpu for gpu in GPUS.values() if gpu.name in name), None)
         return like or replace(_H100, name=name, peaks={precision: _products_a_second(precision, "cuda")})
     threads = torch.get_num_threads()
-    return replace(CPU, name=f"CPU, {threads} threads", peaks={precision: _products_a_second(precision, "cpu")})
+    return replace(
+        CPU,
+        name=f"CPU with {threads} thread{'s' * (threads > 1)}",
+        peaks={precision: _products_a_second(precision, "cpu")},
+    )
 
 
 def _products_a_second(precision: Precision, device: str) -> float:
