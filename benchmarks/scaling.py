@@ -298,13 +298,11 @@ def outlook(quick: bool) -> Report:
     sizes = [Size.of(name) for name in SIZES]
     report = Report("outlook", document=DOCUMENT, is_computed=True)
     report.tables = [costs_table(sizes), passes_table(sizes), one_gpu_table(sizes), many_hours_table(sizes)]
-    peaks = "; ".join(
-        f"{gpu.name} {gpu.peaks['bf16'] / 1e12:.0f}, {gpu.peaks['fp32'] / 1e12:.0f}" for gpu in GPUS.values()
-    )
     gpu = GPUS["h200"]
     report.notes += [
-        f"GPUs are computed, not measured: Tflop/s in bf16 and fp32: {peaks}; {100 * gpu.shares['bf16']:.0f} % of it in "
-        f"the passes and {1e6 * gpu.launch:.0f} µs a launch are assumed",
+        f"the GPUs are computed, not measured: {gpu.peaks['bf16'] / 1e12:.0f} Tflop/s in bf16 and "
+        f"{gpu.peaks['fp32'] / 1e12:.0f} in fp32 by the vendor, of which the passes are assumed to reach "
+        f"{100 * gpu.shares['bf16']:.0f} %, and {1e6 * gpu.launch:.0f} µs a launch",
         f"a core makes batches of {LOADED['FLAC']:,.0f} audio s/s from FLAC, of {LOADED['16-bit log-mel']:,.0f} from "
         "16-bit log-mel",
         f"the demo's pre-training ({DEMO_STEPS:,} steps of `mini`) on the CPU, without loading and validation: "
@@ -343,7 +341,7 @@ def costs_table(sizes: Sequence[Size]) -> Table:
         wordless = [each._replace(tokens=0.0, predicted_tokens=0.0) for each in positions]
         of_frames = pretraining_operations(size.config, wordless)
         of_tokens = pretraining_operations(size.config, positions) - of_frames
-        kept = activation_bytes(size.config, size.weights, positions, "bf16") - 2 * size.weights.total
+        kept = activation_bytes(size.config, positions, "bf16")
         ddp, fsdp = (
             [communicated_bytes(size.weights, devices, sharded=sharded) / 1e9 for devices in (8, 64)]
             for sharded in (False, True)
@@ -405,8 +403,8 @@ def one_gpu_table(sizes: Sequence[Size]) -> Table:
             "audio s/s at most",
             "counted as defined",
             "utterances a second",
-            "cores that decode FLAC for it",
-            "cores, from log-mel",
+            "cores for FLAC",
+            "cores for log-mel",
         ),
         *("a step of the recipe: passes, ms", "update, ms", "host, ms", "audio s/s", "s of audio a step to be full"),
     )

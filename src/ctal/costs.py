@@ -148,14 +148,12 @@ def state_bytes(weights: Weights, devices: int = 1) -> float:
     return 4 * FP32 * weights.total / devices
 
 
-def activation_bytes(
-    config: CtalConfig, weights: Weights, utterances: Iterable[Positions], precision: Precision
-) -> float:
+def activation_bytes(config: CtalConfig, utterances: Iterable[Positions], precision: Precision) -> float:
     """What the forward pass keeps for the backward pass on a GPU, without `gradient_checkpointing`.
 
     Of a position and layer: query, key, value, inputs and results of attention and of the feed-forward, what goes into
-    each LayerNorm (fp32) and a byte a dimension for each dropout. In bf16 also a copy of the weights. A CPU keeps a
-    quarter more in fp32.
+    each LayerNorm (fp32) and a byte a dimension for each dropout. In bf16 autocast keeps a copy of the weights
+    besides. A CPU keeps a quarter more in fp32.
     """
     number, width = FP32 if precision == "fp32" else FP32 // 2, config.hidden_size
     residual = FP32 + 1
@@ -174,7 +172,7 @@ def activation_bytes(
         kept += each.frames * 3 * number * width  # input, keys and values of the last layer
         if config.audio_sees_text:
             kept += config.audio.num_hidden_layers * 2 * number * width * each.tokens
-    return kept + (number * weights.total if precision == "bf16" else 0)
+    return kept
 
 
 def update_bytes(weights: Weights) -> float:
@@ -261,11 +259,8 @@ def machine_at_hand(precision: Precision) -> Machine:
         like = next((gpu for gpu in GPUS.values() if gpu.name in name), None)
         return like or replace(_H100, name=name, peaks={precision: _products_a_second(precision, "cuda")})
     threads = torch.get_num_threads()
-    return replace(
-        CPU,
-        name=f"CPU with {threads} thread{'s' * (threads > 1)}",
-        peaks={precision: _products_a_second(precision, "cpu")},
-    )
+    name = f"CPU with {threads} thread{'s' * (threads > 1)}"
+    return replace(CPU, name=name, peaks={precision: _products_a_second(precision, "cpu")})
 
 
 def _products_a_second(precision: Precision, device: str) -> float:
