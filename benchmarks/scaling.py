@@ -27,6 +27,7 @@ from ctal.audio import load_audio
 from ctal.batching import collate, masked_utterance, seeded_generator
 from ctal.costs import (
     CPU,
+    FRAMES_A_SECOND,
     GPUS,
     LOADED,
     STORED_BYTES,
@@ -257,6 +258,7 @@ DEMO_LENGTH = 3.5
 """Seconds of an utterance."""
 
 _LENGTHS = librispeech_like_seconds(500)
+"""Seconds of each utterance."""
 _MEAN_SECONDS = float(np.mean(_LENGTHS))
 
 
@@ -301,10 +303,12 @@ def outlook(quick: bool) -> Report:
     gpu = GPUS["h200"]
     report.notes += [
         f"the GPUs are computed, not measured: {gpu.peaks['bf16'] / 1e12:.0f} Tflop/s in bf16 and "
-        f"{gpu.peaks['fp32'] / 1e12:.0f} in fp32 by the vendor, of which the passes are assumed to reach "
-        f"{100 * gpu.shares['bf16']:.0f} %, and {1e6 * gpu.launch:.0f} µs a launch",
+        f"{gpu.peaks['fp32'] / 1e12:.0f} in fp32 by the vendor, of which forward and backward are assumed "
+        f"to reach {100 * gpu.shares['bf16']:.0f} %, and {1e6 * gpu.launch:.0f} µs a launch",
         f"a core makes batches of {LOADED['FLAC']:,.0f} audio s/s from FLAC, of {LOADED['16-bit log-mel']:,.0f} from "
         "16-bit log-mel",
+        f"{MANY_HOURS:,} hours are "
+        + ", ".join(f"{MANY_HOURS * 3600 * each / 1e12:.1f} TB of {name}" for name, each in STORED_BYTES.items()),
         f"the demo's pre-training ({DEMO_STEPS:,} steps of `mini`) on the CPU, without loading and validation: "
         f"{demo_minutes():.0f} min",
     ]
@@ -366,7 +370,7 @@ def costs_table(sizes: Sequence[Size]) -> Table:
 
 def recipe_seconds() -> float:
     """Of audio in a step of the paper's recipe."""
-    return make_config(PretrainConfig).batch_frames / 80
+    return make_config(PretrainConfig).batch_frames / FRAMES_A_SECOND
 
 
 def passes_table(sizes: Sequence[Size]) -> Table:
@@ -406,7 +410,13 @@ def one_gpu_table(sizes: Sequence[Size]) -> Table:
             "cores for FLAC",
             "cores for log-mel",
         ),
-        *("a step of the recipe: passes, ms", "update, ms", "host, ms", "audio s/s", "s of audio a step to be full"),
+        *(
+            "a step of the recipe: forward and backward, ms",
+            "update, ms",
+            "host, ms",
+            "audio s/s",
+            "s of audio a step to be full",
+        ),
     )
     gpu, rows = GPUS["h200"], []
     for size in sizes:
@@ -431,7 +441,7 @@ def one_gpu_table(sizes: Sequence[Size]) -> Table:
 def many_hours_table(sizes: Sequence[Size]) -> Table:
     """A pass of very many hours on 8 and on 64 GPUs."""
     columns = (
-        *("H200s", "s of audio a step and GPU", "hours a pass", "GPU hours", "passes, ms", "update, ms"),
+        *("H200s", "s of audio a step and GPU", "hours a pass", "GPU hours", "forward and backward, ms", "update, ms"),
         *("communication not hidden, ms", "host, ms", "cores a GPU, FLAC", "FLAC, MB/s"),
         f"hours with FLAC on {CORES_A_GPU} cores a GPU",
     )
