@@ -411,11 +411,11 @@ def one_gpu_table(sizes: Sequence[Size]) -> Table:
             "cores for log-mel",
         ),
         *(
-            "a step of the recipe: forward and backward, ms",
+            "the recipe's step: forward and backward, ms",
             "update, ms",
             "host, ms",
             "audio s/s",
-            "s of audio a step to be full",
+            "full from, s of audio a step",
         ),
     )
     gpu, rows = GPUS["h200"], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations, groupby
 from operator import mul
 from pathlib import Path
@@ -28,6 +29,7 @@ from benchmarks.pretraining_step import (
     OURS_CAUSAL,
     OURS_DROPOUT,
     ROWS,
+    Parts,
     Row,
     Trainers,
     operations,
@@ -39,9 +41,11 @@ from benchmarks.samples import (
     librispeech_like_seconds,
     masked_batch,
 )
+from benchmarks.scaling import Point, Timed, error, fit, outlook
 from conftest import TinyCorpus
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProcessor
 from ctal.batching import Corpus, Microbatch
+from ctal.costs import CPU, Machine, Precision, count_weights, step_seconds
 from ctal.precision import for_precision
 from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.recipes import PretrainConfig, make_config
@@ -202,6 +206,41 @@ def test_a_row_for_which_memory_does_not_suffice_stands_in_the_table_without_a_t
     table = step_table("A step", "nano", [OURS, AUTHORS], {AUTHORS: [2.0]}, memory, Limits(1e12, 1e12, 1e9))
     assert [row[3] for row in table.rows] == ["–", "–"], "nothing to compare with"
     assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+# The cost model ---------------------------------------------------------------------------------------------------
+
+
+def timed_by(machine: Machine, size: str, precision: Precision, operations: float) -> Timed:
+    """What `machine` would have measured."""
+    weights = count_weights(CtalConfig.of_size(size))
+    step = step_seconds(machine, weights, operations, precision)
+    parts = Parts(step.passes / 3, 2 / 3 * step.passes + step.host, step.update)
+    return Timed(Point(size, (1.0,)), size, precision, operations, weights, [parts])
+
+
+def test_a_fit_finds_the_constants_that_made_its_points_and_never_sees_what_is_held_out() -> None:
+    truth = replace(CPU, peaks={"fp32": 1e11, "bf16": 2e11})
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    points = [
+        timed_by(truth, size, precision, operations)
+        for size, operations in (("nano", 1e8), ("mini", 1e10), ("tiny", 1e11))
+        for precision in precisions
+    ]
+    wrong = timed_by(replace(truth, launch=1.0), "base", "fp32", 1e11)
+    held_out = replace(wrong, point=replace(wrong.point, is_held_out=True))
+    found = fit([*points, held_out], Limits(1e11, 2e11, 1e10))
+    assert found.shares == pytest.approx(truth.shares)
+    assert (found.bandwidth, found.launch) == pytest.approx((truth.bandwidth, truth.launch))
+    assert [error(found, each) for each in points] == pytest.approx([0] * len(points), abs=1e-6)
+    assert error(found, held_out) < -0.5
+
+
+def test_the_tables_on_gpus_in_the_document_are_those_that_follow_from_the_constants() -> None:
+    text = DOCUMENT.with_name("scaling.md").read_text()
+    report = outlook(quick=False)
+    for part in [*report.tables, *report.notes]:
+        assert str(part) in text, "run `python -m benchmarks outlook`"
 
 
 # The harness ------------------------------------------------------------------------------------------------------
