@@ -296,7 +296,7 @@ class Size:
 
 
 def outlook(quick: bool) -> Report:
-    """Tables from the constants alone."""
+    """Tables from the constants alone; `quick` changes nothing of them."""
     sizes = [Size.of(name) for name in SIZES]
     report = Report("outlook", document=DOCUMENT, is_computed=True)
     report.tables = [costs_table(sizes), passes_table(sizes), one_gpu_table(sizes), many_hours_table(sizes)]
