@@ -244,8 +244,8 @@ CPU = Machine(
     launch=100e-6,
     is_asynchronous=False,
 )
-"""One core with AVX512-BF16: what `python -m benchmarks scaling` fits, here in processor time of a first, smaller fit. A
-launch takes so long since small products and copies, which also grow with the number of tensors, are part of it."""
+"""One core with AVX512-BF16: what `python -m benchmarks scaling` fits, here a first, smaller fit on processor time.
+A launch takes so long since small products and copies, which also grow with the number of tensors, are part of it."""
 
 LOADED = {"FLAC": 900.0, "16-bit features": 6400.0, "16-bit log-mel": 18_000.0}
 """Seconds of audio that one core of that CPU makes ready for the model in a second, by what is stored (likewise)."""
