@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import data_loading, devices, features, inference, length, pretraining_step, startup
+from benchmarks import data_loading, devices, features, inference, length, pretraining_step, scaling, startup
 from benchmarks.harness import describe_machine, publish, say
 
 BENCHMARKS = {
@@ -20,6 +20,8 @@ BENCHMARKS = {
     "devices": devices.main,
     "startup": startup.main,
     "length": length.main,
+    "scaling": scaling.main,
+    "outlook": scaling.outlook,
 }
 
 

@@ -25,9 +25,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness import Check, Report, Spread, Table, alternate, say, significant, times_faster
 from benchmarks.pretraining_step import LOSS_LIMIT, Batch, Row, measure
-from benchmarks.samples import FRAMES_PER_SECOND, librispeech_like_seconds, masked_batch, write_store
+from benchmarks.samples import librispeech_like_seconds, masked_batch, write_store
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProcessor
 from ctal.batching import Corpus, Microbatch, StepPlan, deal
+from ctal.costs import FRAMES_A_SECOND
 from ctal.pretrain import PretrainingObjective, load_tokenizer
 from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
 from ctal.store import Store
@@ -175,7 +176,7 @@ def measure_processes(report: Report, folder: Path, size: str, scale: float, rou
             difference = largest_difference(trainings[name].losses, trainings[baseline].losses)
             what = f"`{size}`, {name}: largest difference of a loss from one process's, {rounds + 1} steps, dropout 0"
             report.checks.append(Check(what, difference, LOSS_LIMIT))
-    caption = f"A step of `{size}` on {scale * STEP_FRAMES / FRAMES_PER_SECOND:.3g} s of audio, fp32"
+    caption = f"A step of `{size}` on {scale * STEP_FRAMES / FRAMES_A_SECOND:.3g} s of audio, fp32"
     report.tables.append(Table(caption, ("", "audio s/s", "times the first row"), lines))
     report.measured["processes"] = {
         name: {"seconds_a_second_of_audio": seconds[name], "losses": training.losses}
@@ -253,7 +254,7 @@ def imbalance(frames: np.ndarray) -> float:
 
 def count_frames(report: Report) -> None:
     """For each rank as many frames as the recipe's step has."""
-    frames = np.round(np.array(librispeech_like_seconds(50_000)) * FRAMES_PER_SECOND).astype(np.int64)
+    frames = np.round(np.array(librispeech_like_seconds(50_000)) * FRAMES_A_SECOND).astype(np.int64)
     lines = []
     for ranks in (2, 8, 64):
         ours = imbalance(frames_dealt(frames, ranks, ranks * STEP_FRAMES))

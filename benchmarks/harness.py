@@ -253,6 +253,10 @@ class Report:
     notes: list[str] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
     """All single measurements, for the JSON file."""
+    document: str = DOCUMENT.name
+    """The file in docs/ that it belongs to."""
+    is_computed: bool = False
+    """Nothing was measured, so it is the same on any machine."""
 
     @property
     def passed(self) -> bool:
@@ -261,7 +265,8 @@ class Report:
     def markdown(self, machine: Mapping[str, str], command: str) -> str:
         described = "; ".join(f"{name} {value}" for name, value in machine.items())
         points = "\n".join(f"- {each}" for each in [*self.checks, *self.notes])
-        parts = [*map(str, self.tables), points, f"Measured with `{command}`. {described}."]
+        source = f"Computed with `{command}`." if self.is_computed else f"Measured with `{command}`. {described}."
+        parts = [*map(str, self.tables), points, source]
         return "\n\n".join(filter(None, parts))
 
 
@@ -274,12 +279,14 @@ def publish(report: Report, machine: Mapping[str, str], command: str, quick: boo
     path = RESULTS / f"{report.name}{'-quick' if quick else ''}.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if not quick:
-        DOCUMENT.write_text(_between_markers(DOCUMENT.read_text(), report.name, text))
+        path = DOCUMENT.with_name(report.document)
+        path.write_text(_between_markers(path, report.name, text))
 
 
-def _between_markers(document: str, name: str, text: str) -> str:
+def _between_markers(path: Path, name: str, text: str) -> str:
+    document = path.read_text()
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if document.count(start) != 1 or document.count(end) != 1:
-        raise ValueError(f"{DOCUMENT}: needs the markers {start} and {end}, once each")
+        raise ValueError(f"{path}: needs the markers {start} and {end}, once each")
     before, rest = document.split(start)
     return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from benchmarks.baseline import AuthorsModel, copy_weights
 from benchmarks.harness import Check, Report, Spread, Table, alternate, say, significant, times_faster
-from benchmarks.samples import FRAMES_PER_SECOND, librispeech_like_seconds, speech_like
+from benchmarks.samples import librispeech_like_seconds, speech_like
 from ctal import CtalConfig, CtalForPreTraining
 from ctal.audio import load_audio
 from ctal.batching import collate
+from ctal.costs import FRAMES_A_SECOND
 from ctal.features import extract_features
 from ctal.inference import BATCH_FRAMES, find_recordings
 from ctal.precision import autocast, for_precision
@@ -101,7 +102,7 @@ def main(quick: bool, audio: Path | None = None) -> Report:
     else:
         lengths = librispeech_like_seconds(6 if quick else _RECORDINGS)
         features = made_up_features([scale * each for each in lengths])
-    say(f"{len(features)} recordings, {sum(map(len, features)) / FRAMES_PER_SECOND / 60:.1f} min")
+    say(f"{len(features)} recordings, {sum(map(len, features)) / FRAMES_A_SECOND / 60:.1f} min")
 
     one_by_one = "authors' composition, one by one in file order"
     contenders: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
@@ -121,7 +122,7 @@ def main(quick: bool, audio: Path | None = None) -> Report:
     for embed in contenders.values():  # the first call of anything is slow
         embed(features[:1])
     seconds = alternate({name: partial(encode_next, name) for name in contenders}, rounds)
-    audio_seconds = [sum(map(len, part)) / FRAMES_PER_SECOND for part in parts]
+    audio_seconds = [sum(map(len, part)) / FRAMES_A_SECOND for part in parts]
     rates = {
         name: [length / value for length, value in zip(audio_seconds, each, strict=True)]
         for name, each in seconds.items()

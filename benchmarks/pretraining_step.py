@@ -32,6 +32,7 @@ from benchmarks.harness import (
 )
 from benchmarks.samples import MIXED_SECONDS, NEIGHBOURING_SECONDS, masked_batch
 from ctal import CtalConfig, CtalForPreTraining
+from ctal.costs import Positions, pretraining_operations
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import stack_frames
 from ctal.recipes import PretrainConfig, make_config
@@ -186,28 +187,19 @@ def operations(config: CtalConfig, batch: Batch, *, all_positions: bool = True) 
             only what ours computes: queries and feed-forward of the last audio layer and both heads on masked positions
             alone.
     """
-    width, inner, stack = config.hidden_size, config.audio.intermediate_size, config.audio.frame_stack
-    tokens = batch["attention_mask"].sum(1).tolist()
-    frames = stack_frames(batch["feature_attention_mask"][..., None], stack).amax(2).sum(1).tolist()
-    total = 0
-    wanted_tokens, wanted_frames = tokens, frames
-    if not all_positions:
-        wanted_tokens = (batch["labels"] != IGNORED).sum(1).tolist()
-        wanted_frames = stack_frames(batch["mask_time_indices"][..., None].long(), stack).amax(2).sum(1).tolist()
-    frame_size = config.audio.feature_size * stack
-    for L, T, tokens_out, frames_out in zip(tokens, frames, wanted_tokens, wanted_frames, strict=True):
-        total += config.text.num_hidden_layers * (L * (4 * width**2 + 2 * width * inner) + 2 * L * L * width)
-        total += tokens_out * (width**2 + width * config.text.vocab_size)
-        total += T * frame_size * width
-        total += frames_out * (width**2 + width * frame_size)
-        for number in range(config.audio.num_hidden_layers):
-            is_last = number == config.audio.num_hidden_layers - 1
-            out = frames_out if is_last else T
-            queries = T if config.audio_is_causal else out
-            total += T * 2 * width**2 + queries * width**2 + 2 * queries * T * width  # self-attention
-            total += L * 2 * width**2 + 2 * out * L * width  # keys and values of the text, cross-attention
-            total += out * (3 * width**2 + 2 * width * inner)  # other projections, feed-forward
-    return 3 * 2 * float(total)
+    return pretraining_operations(config, positions_of(config, batch, all_positions))
+
+
+def positions_of(config: CtalConfig, batch: Batch, all_positions: bool = False) -> list[Positions]:
+    """Of each utterance; with `all_positions` every token and frame counts as predicted."""
+    tokens = batch["attention_mask"].sum(1)
+    wanted_tokens = tokens if all_positions else (batch["labels"] != IGNORED).sum(1)
+    frames, wanted_frames = (
+        stack_frames(mask[..., None].long(), config.audio.frame_stack).amax(2).sum(1)
+        for mask in (batch["feature_attention_mask"], batch["mask_time_indices"])
+    )
+    columns = (tokens, frames, wanted_tokens, frames if all_positions else wanted_frames)
+    return [Positions(*each) for each in torch.stack(columns, 1).tolist()]
 
 
 # Tables -----------------------------------------------------------------------------------------------------------

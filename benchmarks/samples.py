@@ -17,15 +17,12 @@ from ctal import CtalConfig
 from ctal.audio import SAMPLING_RATE
 from ctal.batching import collate, masked_utterance, seeded_generator
 from ctal.corpora import get_corpus
+from ctal.costs import FRAMES_A_SECOND, TOKENS_A_SECOND
 from ctal.masking import IGNORED
 from ctal.pretrain import make_tokenizer
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import prepare_store
 from ctal.text import SPECIAL_TOKENS
-
-FRAMES_PER_SECOND = 80
-TOKENS_PER_SECOND = 3.2
-"""LibriSpeech has 2.7 words a second, of 1.2 tokens each."""
 
 MIXED_SECONDS = (2.0, 9.0, 14.2, 15.4, 16.2, 17.0)
 """Six utterances as a random draw from LibriSpeech gives them: 73.8 s, 12.3 s on average."""
@@ -40,9 +37,9 @@ def masked_batch(seconds: Sequence[float], config: CtalConfig, seed: int = 0) ->
     masking, special = make_config(PretrainConfig), len(SPECIAL_TOKENS)
     utterances = []
     for length in seconds:
-        count = max(1, round(length * TOKENS_PER_SECOND))
+        count = max(1, round(length * TOKENS_A_SECOND))
         words = torch.randint(special, config.text.vocab_size, (count,), generator=generator).tolist()
-        features = torch.randn(round(length * FRAMES_PER_SECOND), config.audio.feature_size, generator=generator)
+        features = torch.randn(round(length * FRAMES_A_SECOND), config.audio.feature_size, generator=generator)
         ids = torch.tensor([config.text.bos_token_id, *words, config.text.eos_token_id])
         utterance = None
         # The authors leave out utterances without a masked token, and their loss is not a number without any.

@@ -40,6 +40,7 @@ from benchmarks.pretraining_step import (
     OURS_CAUSAL,
     OURS_DROPOUT,
     ROWS,
+    Parts,
     Row,
     Trainers,
     operations,
@@ -52,9 +53,11 @@ from benchmarks.samples import (
     masked_batch,
     write_store,
 )
+from benchmarks.scaling import Point, Timed, error, fit, outlook
 from conftest import TinyCorpus
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProcessor
 from ctal.batching import Corpus, Microbatch
+from ctal.costs import CPU, Machine, Precision, count_weights, step_seconds
 from ctal.precision import for_precision
 from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.recipes import PretrainConfig, make_config
@@ -262,6 +265,41 @@ def test_memory_is_told_of_the_training_and_its_worker_after_the_wanted_steps(
     assert all(50 < megabytes < 5000 for both in found.values() for megabytes in both)
 
 
+# The cost model ---------------------------------------------------------------------------------------------------
+
+
+def timed_by(machine: Machine, size: str, precision: Precision, operations: float) -> Timed:
+    """What `machine` would have measured."""
+    weights = count_weights(CtalConfig.of_size(size))
+    step = step_seconds(machine, weights, operations, precision)
+    parts = Parts(step.passes / 3, 2 / 3 * step.passes + step.host, step.update)
+    return Timed(Point(size, (1.0,)), size, precision, operations, weights, [parts])
+
+
+def test_a_fit_finds_the_constants_that_made_its_points_and_never_sees_what_is_held_out() -> None:
+    truth = replace(CPU, peaks={"fp32": 1e11, "bf16": 2e11})
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    points = [
+        timed_by(truth, size, precision, operations)
+        for size, operations in (("nano", 1e8), ("mini", 1e10), ("tiny", 1e11))
+        for precision in precisions
+    ]
+    wrong = timed_by(replace(truth, launch=1.0), "base", "fp32", 1e11)
+    held_out = replace(wrong, point=replace(wrong.point, is_held_out=True))
+    found = fit([*points, held_out], Limits(1e11, 2e11, 1e10))
+    assert found.shares == pytest.approx(truth.shares)
+    assert (found.bandwidth, found.launch) == pytest.approx((truth.bandwidth, truth.launch))
+    assert [error(found, each) for each in points] == pytest.approx([0] * len(points), abs=1e-6)
+    assert error(found, held_out) < -0.5
+
+
+def test_the_tables_on_gpus_in_the_document_are_those_that_follow_from_the_constants() -> None:
+    text = DOCUMENT.with_name("scaling.md").read_text()
+    report = outlook(quick=False)
+    for part in [*report.tables, *report.notes]:
+        assert str(part) in text, "run `python -m benchmarks outlook`"
+
+
 # The harness ------------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +349,7 @@ def test_a_report_goes_between_its_markers_and_a_quick_one_does_not(
         publish(Report("two"), {}, "make bench", quick=False)
 
 
-def test_the_document_has_a_place_for_every_benchmark() -> None:
-    text = DOCUMENT.read_text()
+def test_the_documents_have_a_place_for_every_benchmark() -> None:
+    text = "".join(path.read_text() for path in DOCUMENT.parent.glob("*.md"))
     for name in BENCHMARKS:
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1, name

@@ -20,6 +20,7 @@ LAYERS = {
         "ablate",
         "baselines",
         "checkpoint",
+        "costs",
         "diagnostics",
         "finetune",
         "inference",

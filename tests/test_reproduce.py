@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from rich.console import Console
 
 from ctal.corpora import get_corpus
 from ctal.errors import InputError
-from ctal.reproduce import TASK_CORPORA, Scale, dry_run
+from ctal.recipes import FinetuneConfig, make_config
+from ctal.reproduce import TASK_CORPORA, Clock, Scale, dry_run
 from test_corpora_labelled import iemocap, sound, write_csv
 
 PLAN = """\
@@ -86,6 +88,26 @@ def test_the_plan_names_every_corpus_and_task_and_makes_nothing(roots: dict[str,
     assert "5 base models of 1,000,000 steps" in shown
     assert "5 folds of 20 epochs" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_estimates_hours_for_every_training_and_says_for_which_machine(roots: dict[str, Path]):
+    console = Console(width=300, record=True)
+    table = dry_run(Scale.of("paper-base", "nano", steps=1000), roots)
+    console.print(table)
+    hours = dict(zip(table.columns[0]._cells, table.columns[-1]._cells, strict=True))
+    assert all(bool(estimate) == (stage in ("pre-train", "fine-tune")) for stage, estimate in hours.items())
+    assert "estimated by the cost model" in console.export_text().replace("\n", " ")
+
+
+def test_hours_grow_with_steps_and_with_the_size(roots: dict[str, Path]):
+    nano, mini = (Clock.of(size, 300) for size in ("nano", "mini"))
+    mini = replace(mini, machine=nano.machine)
+    few, many = (mini.pretraining([3.0, 12.0], steps, 6000) for steps in (10, 1000))
+    assert many == pytest.approx(100 * few)
+    assert nano.pretraining([3.0, 12.0], 10, 6000) < few
+    recipe = make_config(FinetuneConfig)
+    assert mini.finetuning([3.0, 12.0], 2, recipe) == pytest.approx(2 * mini.finetuning([3.0, 12.0], 1, recipe))
+    assert mini.finetuning([0.0], 2, recipe) == 0, "no recording could be read"
 
 
 def test_an_unknown_recipe_names_the_nearest():

@@ -8,7 +8,7 @@ Stores of the three corpora, a tokenizer, then the plans `paper-claims` (the thr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,25 @@ from ctal.ablate import Plan, load_plan, run_plan
 from ctal.configuration_ctal import SIZES, CtalConfig
 from ctal.console import bar
 from ctal.corpora import Utterance, get_corpus
+from ctal.costs import (
+    FP32,
+    FRAMES_A_SECOND,
+    Machine,
+    Positions,
+    Precision,
+    Weights,
+    count_weights,
+    expected_positions,
+    finetuning_operations,
+    machine_at_hand,
+    pretraining_operations,
+    step_seconds,
+)
 from ctal.errors import InputError, did_you_mean
+from ctal.masking import MaskingConfig
+from ctal.precision import fast_precision
 from ctal.pretrain import make_tokenizer
-from ctal.recipes import PRETRAINING, RunConfig
+from ctal.recipes import FINETUNING, MODEL_DEFAULTS, PRETRAINING, FinetuneConfig, PretrainConfig, RunConfig, make_config
 from ctal.store import prepare_store
 from ctal.training import Progress
 
@@ -104,16 +120,21 @@ def reproduce(scale: Scale, roots: Mapping[str, Path], out: Path, *, progress: P
 
 
 def dry_run(scale: Scale, roots: Mapping[str, Path]) -> Table:
-    """The stages as a table: audio hours, trainings, steps and disk, from the headers of the recordings alone."""
-    table = Table("stage", "what", "audio", "disk")
-    hours, folds = {}, {}
+    """The stages as a table: audio hours, trainings, steps, disk and hours of computing.
+
+    From the headers of the recordings, and for the last column from the cost model of docs/scaling.md.
+    """
+    clock = Clock.of(scale.size, scale.vocab_size)
+    table = Table("stage", "what", "audio", "disk", "hours", caption=clock.note, caption_justify="left")
+    hours, folds, lengths = {}, {}, {}
     for corpus, root in roots.items():
         found = list(get_corpus(corpus).prepare(root))
-        hours[corpus] = sum(_seconds(each) for each in found) / 3600
+        lengths[corpus] = [_seconds(each) for each in found]
+        hours[corpus] = sum(lengths[corpus]) / 3600
         folds[corpus] = len({each.labels["session"] for each in found if "session" in each.labels}) or 1
         size = sum(path.stat().st_size for path in {each.audio for each in found} if path.is_file())
-        table.add_row("prepare", f"{corpus}: {len(found):,} utterances", _hours(hours[corpus]), _bytes(size))
-    table.add_row("tokenizer", f"{scale.vocab_size:,} entries, of LibriSpeech's training part", "", "")
+        table.add_row("prepare", f"{corpus}: {len(found):,} utterances", _hours(hours[corpus]), _bytes(size), "")
+    table.add_row("tokenizer", f"{scale.vocab_size:,} entries, of LibriSpeech's training part", "", "", "")
     plans = scale.plans()
     trained = {
         _together(variant.pretraining)
@@ -124,23 +145,75 @@ def dry_run(scale: Scale, roots: Mapping[str, Path]) -> Table:
     tuned = {_together(variant.pretraining, variant.finetuning) for plan in plans for variant in plan.variants.values()}
     recipe = PRETRAINING[scale.size]
     frames = recipe.get("batch_frames", RunConfig.model_fields["batch_frames"].default)
-    model = _weights(scale) * 4
+    model = clock.weights.total * FP32
     checkpoints = 3 * (RunConfig.model_fields["keep_checkpoints"].default + 1) * model  # with both moments
     table.add_row(
         "pre-train",
         f"{len(trained)} {scale.size} models of {scale.steps:,} steps of {frames:,} frames",
-        f"{_hours(scale.steps * frames / 80 / 3600)} each, with repetitions",
+        f"{_hours(scale.steps * frames / FRAMES_A_SECOND / 3600)} each, with repetitions",
         f"{_bytes(len(trained) * model)}, {_bytes(checkpoints)} while one trains",
+        _hours(len(trained) * clock.pretraining(lengths["librispeech"], scale.steps, frames)),
     )
+    finetuning = make_config(FinetuneConfig, FINETUNING[scale.size])
     for task, corpus in TASK_CORPORA.items():
+        trainings = len(tuned) * scale.seeds * folds[corpus]
         table.add_row(
             "fine-tune",
             f"{task}: {len(tuned)} variants x {scale.seeds} seeds x {folds[corpus]} folds of {scale.epochs} epochs",
             f"at most {_hours(scale.epochs * hours[corpus])} each",
             f"{_bytes(checkpoints)} while one trains",
+            f"at most {_hours(trainings * clock.finetuning(lengths[corpus], scale.epochs, finetuning))}",
         )
-    table.add_row("report", "the three tables and both ablations", "", "")
+    table.add_row("report", "the three tables and both ablations", "", "", "")
     return table
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How many hours the machine at hand is estimated to train, one training at a time."""
+
+    machine: Machine
+    precision: Precision
+    config: CtalConfig
+    weights: Weights
+
+    @classmethod
+    def of(cls, size: str, vocab_size: int) -> Clock:
+        """Measures the machine for a moment, unless it is known."""
+        precision = fast_precision()  # as plans are trained
+        config = CtalConfig.of_size(size, vocab_size=vocab_size, **MODEL_DEFAULTS.get(size, {}))
+        return cls(machine_at_hand(precision), precision, config, count_weights(config))
+
+    @property
+    def note(self) -> str:
+        """What the hours are, for whoever reads them."""
+        return (
+            f"hours: estimated by the cost model of docs/scaling.md, {self.machine.name}, {self.precision}, otherwise "
+            "idle, one training at a time, a loader that keeps up; without preparation, validation and checkpoints"
+        )
+
+    def pretraining(self, lengths: Sequence[float], steps: int, frames: int) -> float:
+        """Hours of `steps` with `frames` each, of recordings as long as `lengths` (seconds)."""
+        masking = make_config(PretrainConfig, PRETRAINING[self.config.size])
+        positions, seconds = self._sample(lengths, masking)
+        share = frames / FRAMES_A_SECOND / seconds
+        return self._hours(steps, share * pretraining_operations(self.config, positions))
+
+    def finetuning(self, lengths: Sequence[float], epochs: int, config: FinetuneConfig) -> float:
+        """Hours of `epochs` over all of `lengths`; the classifier is too small to count."""
+        positions, seconds = self._sample(lengths, make_config(PretrainConfig))
+        steps = epochs * sum(lengths) * FRAMES_A_SECOND / config.batch_frames
+        share = config.batch_frames / FRAMES_A_SECOND / seconds
+        return self._hours(steps, share * finetuning_operations(self.config, positions, outputs=1))
+
+    def _sample(self, lengths: Sequence[float], masking: MaskingConfig) -> tuple[list[Positions], float]:
+        """Of at most about a thousand recordings, what each takes of the model, and their seconds."""
+        some = lengths[:: len(lengths) // 1000 + 1]
+        return [expected_positions(self.config, each, masking) for each in some], max(sum(some), 1.0)
+
+    def _hours(self, steps: float, operations: float) -> float:
+        """Of `steps` with so many operations each."""
+        return steps * step_seconds(self.machine, self.weights, operations, self.precision).total / 3600
 
 
 def _seconds(utterance: Utterance) -> float:
@@ -150,14 +223,6 @@ def _seconds(utterance: Utterance) -> float:
         return soundfile.info(utterance.audio).duration
     except soundfile.LibsndfileError:
         return 0.0  # `prepare` will say so
-
-
-def _weights(scale: Scale) -> int:
-    """About: matrices of the layers and the embeddings of words."""
-    config = CtalConfig.of_size(scale.size)
-    hidden, layers = config.hidden_size, config.text.num_hidden_layers
-    text = layers * (4 * hidden**2 + 2 * hidden * config.text.intermediate_size)
-    return 2 * text + layers * 4 * hidden**2 + scale.vocab_size * hidden
 
 
 def _together(*fields: Mapping[str, Any]) -> str:
