@@ -350,6 +350,8 @@ def test_tasks_precisions_and_recognisers_that_do_not_fit_are_named(models: Path
         pipeline("emotions", models / "emotion")  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(InputError, match="precision 'fp8'"):
         pipeline("emotion", models / "emotion", precision="fp8")
+    with pytest.raises(InputError, match="precision int8 is for CPUs; use bf16 on meta"):
+        pipeline("emotion", models / "emotion", precision="int8", device="meta")
     with pytest.raises(InputError, match="does not compare speakers"):
         pipeline("emotion", models / "emotion").verify("a.wav", "b.wav")
     with pytest.raises(InputError, match="asr 'no/such-model': neither a folder nor"):

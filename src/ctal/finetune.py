@@ -143,7 +143,7 @@ def evaluate_task(
     if trials is not None and not task.compares:
         raise InputError(f"--trials: {task.name} has no trials, only verification")
     if precision is not None:
-        check_precision(precision)
+        check_precision(precision, _device())
     model, processor, saved = load_model_for(task, model_folder)
     corpus = open_corpus(stores)
     config = make_config(FinetuneConfig, saved.get("config", {}))
@@ -425,6 +425,12 @@ def collect_outputs(
     return reduce(gathered).cpu().numpy()
 
 
+def _device() -> torch.device:
+    """On which this process judges."""
+    state = process_state()
+    return state.device if state.device and torch.cuda.is_available() else torch.device("cpu")
+
+
 def judge_rows(
     task: Task,
     model: TaskModel,
@@ -445,8 +451,7 @@ def judge_rows(
     differ.
     """
     precision = precision or config.precision
-    state = process_state()
-    device = state.device if state.device and torch.cuda.is_available() else torch.device("cpu")
+    state, device = process_state(), _device()
     asked = for_precision(model.to(device).eval(), precision)  # pyright: ignore[reportArgumentType]
     dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=inputs)
     lengths = frame_counts(corpus, processor, model.config.audio.max_frames)

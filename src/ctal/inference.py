@@ -427,12 +427,12 @@ class Pipeline(Generic[ResultT]):
         precision: str = "fp32",
     ) -> None:
         """See `pipeline`."""
-        check_precision(precision)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_precision(precision, self.device)
         self.task = model.task
         self.config = model.model.config
         self.precision = precision
         self.asr = load_recognizer(asr) if isinstance(asr, str) else asr
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._loaded, self._reads = model, model.reads
         moved = model.model.to(self.device)  # pyright: ignore[reportArgumentType] (an overload of transformers)
         self._model = for_precision(moved, precision)

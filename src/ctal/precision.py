@@ -29,13 +29,13 @@ def fast_precision() -> Literal["fp32", "bf16"]:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def check_precision(precision: str) -> None:
-    """Raises `InputError` for one that is not in `PRECISIONS`, and for int8 where it cannot be computed."""
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises `InputError` for one that is not in `PRECISIONS`, and for int8 on another device than a CPU."""
     if precision not in PRECISIONS:
         hint = did_you_mean(precision, PRECISIONS)
         raise InputError(f"precision '{precision}'{hint}: choose from {', '.join(PRECISIONS)}")
-    if precision == "int8" and torch.cuda.is_available():
-        raise InputError("precision int8 is for CPUs; use bf16 on a GPU")
+    if precision == "int8" and device.type != "cpu":
+        raise InputError(f"precision int8 is for CPUs; use bf16 on {device}")
 
 
 def for_precision(model: Model, precision: str) -> Model:
