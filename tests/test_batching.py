@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from typing import cast
 
 import numpy as np
@@ -429,14 +430,13 @@ def test_a_recording_that_became_unreadable_is_one_line_naming_it_from_a_worker_
 ) -> None:
     dataset = dataset_of(tiny, processor)
 
-    class Rotten:
-        def read(self, row: int) -> object:
-            stored = dataset.corpus.read(row)
+    class Rotten(Corpus):
+        def read(self, row: int) -> Any:
+            stored = super().read(row)
             return SimpleNamespace(id=stored.id, text=stored.text, audio=stored.audio[:100])
 
-    rotten = PretrainingDataset.__new__(PretrainingDataset)
-    rotten.__dict__ = {**dataset.__dict__, "corpus": Rotten()}
+    dataset.corpus = Rotten(dataset.corpus.stores)
     with pytest.raises(InputError) as caught:
-        list(load(rotten, iter([Microbatch(0, (4, 5))]), workers))
+        list(load(dataset, iter([Microbatch(0, (4, 5))]), workers))
     assert str(caught.value).startswith("u04: ")
     assert "\n" not in str(caught.value)

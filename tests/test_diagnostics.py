@@ -119,7 +119,7 @@ def test_medians_are_those_of_the_training_frames(dataset: PretrainingDataset) -
     frames = torch.cat([dataset.utterance(row, 0)["feature_labels"] for row in range(6)])
     medians = training_medians(dataset, ROWS[:6])
     assert medians.shape == (160,)
-    assert torch.allclose(medians, frames.median(0).values)
+    assert torch.allclose(medians, frames.float().median(0).values)
 
 
 @given(st.lists(st.lists(st.integers(5, 8), max_size=6).map(lambda words: (0, *words, 2)), min_size=1, max_size=12))
