@@ -35,6 +35,7 @@ from ctal import CtalConfig, CtalForPreTraining
 from ctal.costs import Positions, pretraining_operations
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import stack_frames
+from ctal.precision import autocast
 from ctal.recipes import PretrainConfig, make_config
 from ctal.training import parameter_groups
 
@@ -129,7 +130,7 @@ def make_optimizer(model: nn.Module, ours: bool) -> torch.optim.Optimizer:
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: Precision) -> Parts:
     """One update of the weights, as the loop in `ctal.training` does it on one device."""
     began = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(torch.device("cpu"), precision):
         loss = model(**batch).loss
     forward = time.perf_counter()
     loss.backward()

@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
-from ctal.errors import InputError, did_you_mean
+from ctal.errors import InputError, did_you_mean, first_problem
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import folder_aside
 from ctal.finetune import finetune
@@ -141,11 +141,8 @@ def load_plan(name: str) -> Plan:
     try:
         plan = Plan(**{"name": file.stem, **fields})
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = [str(part) for part in problem["loc"]]
-        known = (Variant if where[:1] == ["variants"] else Plan).model_fields
-        hint = did_you_mean(where[-1], known) if problem["type"] == "extra_forbidden" else ""
-        raise InputError(f"{name}: {': '.join([*where, problem['msg']])}{hint}") from None
+        known = (Variant if error.errors()[0]["loc"][:1] == ("variants",) else Plan).model_fields
+        raise InputError(f"{name}: {first_problem(error, known)}") from None
     for variant in plan.variants:
         _Settings.of(plan, variant)
     return plan

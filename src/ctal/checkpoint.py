@@ -6,7 +6,6 @@ before anything is loaded. Tensors are safetensors, the rest JSON: nothing in a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctal.errors import InputError
-from ctal.files import ASIDE, folder_aside
+from ctal.files import ASIDE, folder_aside, sha256_of
 
 MANIFEST = "manifest.json"
 
@@ -38,7 +37,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], sta
             contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
             save_file(contiguous, aside / f"{group}.safetensors")
         (aside / "state.json").write_text(json.dumps(state, indent=1))
-        manifest = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
+        manifest = {file.name: sha256_of(file) for file in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
@@ -52,7 +51,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: not a checkpoint ({MANIFEST} is missing or damaged); remove this folder") from None
     for name, expected in manifest.items():
         file = path / name
-        if not file.is_file() or _sha256(file) != expected:
+        if not file.is_file() or sha256_of(file) != expected:
             raise InputError(f"{file}: does not match {MANIFEST}; remove {path} to go on from the checkpoint before it")
     tensors = {Path(name).stem: load_file(path / name) for name in manifest if name.endswith(".safetensors")}
     return Checkpoint(tensors, json.loads((path / "state.json").read_text()))
@@ -66,8 +65,3 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of `step` lies."""
     return folder / f"step-{step:08d}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,7 +10,6 @@ second names of tied weights. All of them are checked before they are left out.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor
 from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.errors import InputError, did_you_mean
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
-from ctal.files import folder_aside
+from ctal.files import folder_aside, sha256_of
 from ctal.modeling_ctal import CtalForPreTraining, CtalForSequenceClassification, CtalForXVector
 from ctal.processing_ctal import CtalProcessor
 from ctal.text import load_original_tokenizer
@@ -379,8 +378,7 @@ def _rate(name: str, section: Mapping[str, Any], field: str) -> float:
 
 
 def _model_card(path: Path, step: int, model: CtalForPreTraining, with_tokenizer: bool) -> str:
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    checksum = sha256_of(path)
     text, audio = model.config.text, model.config.audio
     load = "CtalProcessor" if with_tokenizer else "CtalFeatureExtractor"
     return f"""---

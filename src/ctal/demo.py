@@ -5,7 +5,6 @@ Corpus, store, tokenizer, pre-training, the three tasks, what stands beside them
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from ctal.console import bar
 from ctal.corpora import get_corpus
 from ctal.corpora.demo import make_demo
 from ctal.corpora.demo.card import demo_ceilings
+from ctal.files import sha256_of
 from ctal.finetune import Evaluation, finetune
 from ctal.precision import fast_precision
 from ctal.pretrain import make_tokenizer, pretrain
@@ -99,8 +99,7 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
     for name, (fields, head) in COMPARISONS.items():
         folder = out / "compared" / name.replace(", ", "-").replace(" ", "-")
         jobs[name] = _Job(COMPARED_TASK, folder, fields, head)
-    with (pretrained / "model" / "model.safetensors").open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = sha256_of(pretrained / "model" / "model.safetensors")
     for job in jobs.values():
         job.discard_unless_from(weights)
     missing = {name: job for name, job in jobs.items() if not job.is_done}

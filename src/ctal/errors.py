@@ -3,8 +3,14 @@
 The command line prints it as one line, without a traceback, and exits with code 2.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class InputError(ValueError):
@@ -15,3 +21,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name nearest to `name`, or `""` when none is near."""
     near = get_close_matches(name, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def first_problem(error: ValidationError, known: Iterable[str]) -> str:
+    """The first field that pydantic refuses, and why; of an unknown one, which of `known` it may have meant."""
+    problem = error.errors()[0]
+    where = [str(part) for part in problem["loc"]]
+    hint = did_you_mean(where[-1], known) if problem["type"] == "extra_forbidden" else ""
+    return f"{': '.join([*where, problem['msg']])}{hint}"

@@ -1,7 +1,8 @@
-"""Folders that are either whole or not there."""
+"""Folders that are either whole or not there, and what is in a file."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -41,6 +42,12 @@ def folder_aside(path: Path) -> Iterator[Path]:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{path}: cannot be written ({reason}); free space or mend its rights") from None
         raise
+
+
+def sha256_of(file: Path) -> str:
+    """Of its content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -13,7 +13,6 @@ run. Leaves in a run:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -36,6 +35,7 @@ from ctal.batching import Corpus, Modality, TaskDataset, load
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
+from ctal.files import sha256_of
 from ctal.inference import load_task_model
 from ctal.metrics import GE2E_SPEAKERS, ge2e_eer
 from ctal.modeling_ctal import CtalTaskOutput
@@ -611,8 +611,7 @@ def _make_objective(
         if config.weights == "random"
         else task.model.from_pretrained(start_from, config=architecture, ignore_mismatched_sizes=True)
     )
-    with (start_from / "model.safetensors").open("rb") as file:
-        start = {"path": str(start_from), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    start = {"path": str(start_from), "sha256": sha256_of(start_from / "model.safetensors")}
     heard = read_heard(start_from) if config.weights == "pretrained" else np.zeros(0, dtype=np.int64)
     objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol, start, heard)
     per_epoch = sum(1 for _ in objective.step_plan().steps(0))

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ctal.errors import InputError, did_you_mean
+from ctal.errors import InputError, first_problem
 
 
 class Published(BaseModel):
@@ -44,7 +44,4 @@ def read_published(path: Path) -> Published:
     try:
         return Published.model_validate(fields)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = [str(part) for part in problem["loc"]]
-        hint = did_you_mean(where[-1], Published.model_fields) if problem["type"] == "extra_forbidden" else ""
-        raise InputError(f"{path}: {': '.join([*where, problem['msg']])}{hint}") from None
+        raise InputError(f"{path}: {first_problem(error, Published.model_fields)}") from None
