@@ -323,7 +323,7 @@ def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
 def main(quick: bool) -> Report:
     """Size base, and nano for many steps; `quick`: nano, few steps."""
     report = Report("devices")
-    size, scale, rounds, steps = ("nano", 0.1, 2, 200) if quick else ("base", 0.4, 3, 10_000)
+    size, scale, rounds, steps = ("nano", 0.1, 2, 200) if quick else ("base", 1.0, 3, 20_000)
     with tempfile.TemporaryDirectory() as folder:
         say("several processes")
         measure_processes(report, Path(folder) / "processes", size, scale, rounds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -17,14 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.optimize import lsq_linear
-from torch import Tensor
 
 from benchmarks.harness import Limits, Report, Spread, Table, measure_limits, say, significant
 from benchmarks.pretraining_step import Parts, Precision, Row, measure, positions_of
-from benchmarks.samples import librispeech_like_seconds, masked_batch, write_recordings
-from ctal import CtalConfig
-from ctal.audio import load_audio
-from ctal.batching import collate, masked_utterance, seeded_generator
+from benchmarks.samples import librispeech_like_seconds, masked_batch, write_store
+from ctal import CtalConfig, CtalFeatureExtractor, CtalProcessor
+from ctal.batching import Corpus, Microbatch
 from ctal.costs import (
     CPU,
     FRAMES_A_SECOND,
@@ -45,8 +43,10 @@ from ctal.costs import (
     step_seconds,
     update_bytes,
 )
-from ctal.features import NUM_MEL, extract_features
+from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig, make_config
+from ctal.store import Store
+from ctal.stored_features import write_features
 
 DOCUMENT = "scaling.md"
 
@@ -164,42 +164,35 @@ def error(machine: Machine, timed: Timed) -> float:
 def loading_rates(quick: bool) -> dict[str, float]:
     """Seconds of audio that one core makes ready for the model in a second, by what is stored of it."""
     lengths = librispeech_like_seconds(2 if quick else 12)
+    batch = Microbatch(0, tuple(range(len(lengths))))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        files = [path.read_bytes() for path in write_recordings(Path(folder) / "recordings", lengths)]
-    waves = [load_audio(each, "made up") for each in files]
-    features = [extract_features(torch.from_numpy(each)).half().numpy().tobytes() for each in waves]
-    static = [extract_features(torch.from_numpy(each), delta_order=0).half().numpy().tobytes() for each in waves]
-    contenders: dict[str, Callable[[], list[Tensor]]] = {
-        "FLAC": lambda: [extract_features(torch.from_numpy(load_audio(each, "made up"))) for each in files],
-        "16-bit features": lambda: [stored_features(each, 2 * NUM_MEL) for each in features],
-        "16-bit log-mel": lambda: [stored_features(each, NUM_MEL) for each in static],
-    }
     rates = {}
-    for name, read in contenders.items():
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            mask_and_collate(read())
-            seconds.append(time.perf_counter() - began)
-        rates[name] = sum(lengths) / min(seconds)
-        say(f"  loading {name}: {rates[name]:.0f} audio s/s")
+    config = make_config(PretrainConfig, {"cache_megabytes": 0})  # it is asked several times
+    with tempfile.TemporaryDirectory() as made_up:
+        folder = Path(made_up)
+        write_store(folder, lengths)
+        store, tokenizer = Store(folder / "store"), load_tokenizer(folder / "tokenizer")
+        whole = CtalFeatureExtractor()
+        contenders = {
+            "FLAC": whole,
+            "16-bit features": whole,
+            "16-bit log-mel": CtalFeatureExtractor(delta_order=0),
+        }
+        for name, extractor in contenders.items():
+            if name != "FLAC":
+                write_features(store, extractor.analysis, extractor.features, workers=1)
+            processor = CtalProcessor(extractor, tokenizer)
+            dataset = make_dataset(Corpus([store]), processor, config, max_frames=extractor.max_frames, seed=0)
+            seconds = []
+            for _ in range(3):
+                began = time.perf_counter()
+                dataset[batch]
+                seconds.append(time.perf_counter() - began)
+            rates[name] = sum(lengths) / min(seconds)
+            say(f"  loading {name}: {rates[name]:.0f} audio s/s")
     torch.set_num_threads(threads)
     return rates
-
-
-def stored_features(stored: bytes, size: int) -> Tensor:
-    """(T, `size`) float32."""
-    return torch.from_numpy(np.frombuffer(stored, np.float16).astype(np.float32)).view(-1, size)
-
-
-def mask_and_collate(features: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What a worker does with features, apart from the tokenizer."""
-    generator, masking = seeded_generator("loading"), make_config(PretrainConfig)
-    ids = torch.arange(5, 45)
-    tokens = {"vocab_size": 30_000, "mask_id": 4, "special_ids": 5}
-    return collate([masked_utterance(ids, each, masking, generator=generator, **tokens) for each in features])
 
 
 def main(quick: bool) -> Report:

@@ -6,7 +6,7 @@ that is not split all of this changes nothing, so the training loop asks no ques
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -54,6 +54,19 @@ def synchronise(model: nn.Module, wanted: bool) -> None:
 def gathered(tensor: Tensor) -> Tensor:
     """A tensor's whole value, on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_to_main(tensors: Mapping[str, Tensor], is_main: bool) -> dict[str, Tensor]:
+    """Whole tensors in the main process's memory, and none on the others, which all take part.
+
+    One at a time is whole on a device, where not all of them may fit if their weights are split.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = gathered(tensor)
+        if is_main:
+            found[name] = value.cpu()
+    return found
 
 
 def split_like(tensor: Tensor, like: Tensor) -> Tensor:

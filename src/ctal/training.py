@@ -33,7 +33,7 @@ from ctal.errors import InputError
 from ctal.files import folder_aside
 from ctal.processes import Terminated
 from ctal.recipes import RunConfig, check_same, learning_rate
-from ctal.sharding import gathered, shard, split_like, synchronise, whole
+from ctal.sharding import gather_to_main, gathered, shard, split_like, synchronise, whole
 
 Batch = Mapping[str, Tensor]
 Metrics = dict[str, float]
@@ -333,14 +333,14 @@ class _Loop:
 
     def _save(self) -> None:
         """Writes a checkpoint and removes those that are neither recent nor best."""
-        weights = {name: gathered(parameter) for name, parameter in self.parameters.items()}
-        optimizer = {
-            f"{name}/{key}": gathered(value)
+        moments = {
+            f"{name}/{key}": value
             for name, parameter in self.parameters.items()
             for key, value in self.optimizer.state[parameter].items()
         }
+        parts = {"model": self.parameters, "optimizer": moments}
+        tensors = {name: gather_to_main(part, self.is_main) for name, part in parts.items()}
         if self.is_main:
-            tensors = {"model": weights, "optimizer": optimizer}
             save_checkpoint(checkpoint_path(self.checkpoints, self.state.step), tensors, asdict(self.state))
             best = checkpoint_path(self.checkpoints, self.state.best_step)
             for old in list_checkpoints(self.checkpoints)[: -self.config.keep_checkpoints]:
