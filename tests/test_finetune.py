@@ -108,6 +108,9 @@ def test_the_written_trials_are_all_pairs_of_the_test_part_and_can_be_given_back
 
     assert again is not None
     assert again["metrics"] == evaluation["metrics"]
+    assert again["over_speakers"] == evaluation["over_speakers"]
+    interval = evaluation["over_speakers"]["eer"]
+    assert interval["low"] <= evaluation["metrics"]["eer"] <= interval["high"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -126,6 +129,19 @@ def test_only_some_of_the_stores_of_a_run_are_refused_since_its_test_part_is_not
     both = [labelled.split, labelled.store]
 
     assert "give all of them" in refusal(lambda: evaluate_task("emotion", both, runs["emotion"] / "model"))
+
+
+def test_an_interval_over_speakers_is_left_out_where_a_list_names_other_speakers_than_the_store(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "trials.txt").write_text("0 u08 u20\n1 u08 u11\n")
+    model = runs["verification"] / "model"
+
+    evaluation = evaluate_task("verification", [labelled.split], model, trials=tmp_path / "trials.txt")
+
+    assert evaluation is not None
+    assert "eer" in evaluation["metrics"]
+    assert "over_speakers" not in evaluation
 
 
 def other_store(folder: Path) -> Path:
@@ -165,7 +181,9 @@ def test_a_list_of_trials_may_name_any_utterance_that_the_model_was_not_trained_
 
     for store in (labelled.split, labelled.store):
         trials.write_text("1 u08 u20\n0 u08 u11\n")
-        assert evaluate_task("verification", [store], model, trials=trials) is not None
+        named = evaluate_task("verification", [store], model, trials=trials)
+        assert named is not None
+        assert named["over_speakers"].keys() == {"eer"}
         trials.write_text("1 u08 u20\n0 u08 u00\n")
         message = refusal(lambda store=store: evaluate_task("verification", [store], model, trials=trials))
         assert "was trained on, such as 'u00'" in message

@@ -92,6 +92,24 @@ def test_paper_chooses_the_epoch_on_the_reported_fold_and_says_so() -> None:
         assert np.array_equal(fold.validation, fold.test)
 
 
+def test_paper_chooses_the_epoch_of_a_published_split_on_its_test_part_and_trains_on_the_same() -> None:
+    (usual,), (papers,) = (protocol(name, splits=split_of)[0].folds for name in ("auto", "paper"))
+    made, _ = protocol("paper", splits=split_of)
+
+    assert "flatters" in made.description
+    assert np.array_equal(papers.validation, usual.test)
+    assert np.array_equal(papers.test, usual.test)
+    assert np.array_equal(papers.train, usual.train)
+
+
+def test_protocols_that_test_the_same_say_so_whatever_chooses_the_epoch() -> None:
+    usual, papers = (protocol(name, splits=split_of)[0] for name in ("auto", "paper"))
+    folds, _ = protocol("5-fold", splits=split_of)
+
+    assert usual.tested == papers.tested != folds.tested
+    assert usual.checksum != papers.checksum
+
+
 def test_a_split_without_validation_or_test_part_says_what_stands_in() -> None:
     no_validation, source = protocol("split", splits=lambda name: "test" if split_of(name) == "test" else "train")
     no_test, _ = protocol("split", splits=lambda name: "validation" if split_of(name) == "test" else "train")

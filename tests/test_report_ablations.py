@@ -211,6 +211,18 @@ def test_seconds_of_interrupted_runs_are_left_out_of_means(tmp_path: Path) -> No
     assert f"cost in all: {(300 + 40 * len(SHIFTS)) / 60:.1f} min for {1 + len(SHIFTS)} runs" in markdown
 
 
+def test_intervals_over_speakers_are_averaged_over_seeds_for_variants_that_have_them_all(tmp_path: Path) -> None:
+    rows = made("verification", seeds=2)
+    for each in rows:
+        if each["variant"] != SAME or each["seed"]:
+            low = 0.1 if each["seed"] else 0.2
+            each["over_speakers"] = {"eer": {"low": low, "high": low + 0.3}}
+    _, markdown = report(write(tmp_path / "results.jsonl", rows), to=tmp_path)
+
+    assert f"{BASE} 15.0% … 45.0%" in markdown
+    assert markdown.count("15.0% … 45.0%") == len(SHIFTS) - 1
+
+
 # What shares a table --------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +251,18 @@ def test_plans_tasks_data_and_protocols_have_tables_of_their_own(field: str, tmp
     assert [len(each.results) for each in compared(rows)] == [len(made())] * 2
     _, markdown = report(write(tmp_path / "results.jsonl", rows), to=tmp_path)
     assert len(set(re.findall(r"^## .*", markdown, re.MULTILINE))) == 2
+
+
+def test_protocols_that_test_the_same_utterances_share_a_table_that_names_them_all(tmp_path: Path) -> None:
+    rows = made(seeds=2)
+    for each in rows:
+        checksum = ("2" if each["variant"] == SAME else "1") * 64
+        each["protocol"] = each["protocol"] | {"checksum": checksum, "tested": "3" * 64}
+    (ablation,) = compared(rows)
+    _, markdown = report(write(tmp_path / "results.jsonl", rows), to=tmp_path)
+
+    assert len(ablation.results) == len(rows)
+    assert all(f"checksum {number * 64}" in markdown for number in "12")
 
 
 def test_two_bases_of_a_plan_are_refused() -> None:

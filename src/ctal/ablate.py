@@ -441,6 +441,7 @@ def _row(plan: Plan, result: _Result, corpus: Corpus, out: Path) -> ResultRow:
         **identity,
         **{name: evaluation[name] for name in copied},
         "validation_metrics": evaluation.get("validation_metrics"),
+        "over_speakers": evaluation.get("over_speakers"),
         "synthetic": "demo" in evaluation["corpus"],
         "run": str(run.folder.relative_to(out)),
         "run_key": run.key,

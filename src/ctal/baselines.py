@@ -54,7 +54,7 @@ from ctal.objective import environment, open_corpus
 from ctal.protocols import Fold, Protocol, make_protocol
 from ctal.recipes import FinetuneConfig, make_config
 from ctal.store import Store
-from ctal.tasks import Metrics, Targets, Task, Truth, get_task, read_targets
+from ctal.tasks import Metrics, Targets, Task, Truth, eer_over_speakers, get_task, read_targets
 from ctal.text import normalize_transcript
 
 NUM_MFCC = 20
@@ -150,7 +150,7 @@ def measure_baselines(
     ceilings = _ceilings(stores, next(iter(judged.values()))["metrics"])
     return {
         "task": task.name,
-        "protocol": {"name": made.name, "description": made.description, "checksum": made.checksum},
+        "protocol": made.facts(),
         "corpus": [store.corpus for store in corpus.stores],
         "data_hash": corpus.content_hash,
         "utterances": sum(len(fold.test) for fold in made.folds),
@@ -320,6 +320,9 @@ def _judged(
     names = [fold.name for fold in protocol.folds]
     columns = {metric: np.array([metrics[metric] for metrics in each]) for metric in each[0]}
     judged: dict[str, Any] = {"metrics": {metric: float(values.mean()) for metric, values in columns.items()}}
+    if task.compares and len(each) == 1 and (trials := truths[0].trials):
+        speakers = [corpus.speakers[row] for row in protocol.folds[0].test]
+        judged["over_speakers"] = {"eer": eer_over_speakers(answers[0].outputs, trials, speakers)}
     if len(each) > 1:
         judged["over_folds"] = {metric: asdict(Interval.of(values)) for metric, values in columns.items()}
         judged["folds"] = dict(zip(names, each, strict=True))

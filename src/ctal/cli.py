@@ -793,11 +793,11 @@ def _show_metrics(evaluation: Mapping[str, Any]) -> None:
     if "metrics" not in evaluation:
         print(f"{evaluation['task']}: {protocol}")
         return
-    folds = evaluation.get("over_folds", {})
-    table = Table("metric", "mean over folds (95 % interval)" if folds else "test part", title=f"{protocol}")
+    folds, speakers = evaluation.get("over_folds"), evaluation.get("over_speakers")
+    measured = "mean over folds (95 % interval)" if folds else "test part"
+    table = Table("metric", f"{measured} (95 % interval over speakers)" if speakers else measured, title=f"{protocol}")
     for name, value in evaluation["metrics"].items():
-        interval = f" ({folds[name]['low']:.4f} … {folds[name]['high']:.4f})" if folds else ""
-        table.add_row(name, f"{value:.4f}{interval}")
+        table.add_row(name, _with_interval(value, (folds or speakers or {}).get(name)))
     for name, value in evaluation.get("pooled_metrics", {}).items():
         table.add_row(f"{name}, folds pooled", f"{value:.4f}")
     for withheld, metrics in evaluation.get("missing_modality", {}).items():
@@ -806,6 +806,10 @@ def _show_metrics(evaluation: Mapping[str, Any]) -> None:
     for name, value in evaluation.get("at_threshold", {}).items():
         table.add_row("threshold" if name == "threshold" else f"{name} at the threshold", f"{value:.4f}")
     Console().print(table)
+
+
+def _with_interval(value: float, interval: Mapping[str, float] | None) -> str:
+    return f"{value:.4f}" + (f" ({interval['low']:.4f} … {interval['high']:.4f})" if interval else "")
 
 
 def _show_baselines(evaluation: Mapping[str, Any]) -> None:
@@ -819,7 +823,9 @@ def _show_baselines(evaluation: Mapping[str, Any]) -> None:
     print(f"{evaluation['task']}: {protocol['description']}; checksum {protocol['checksum'][:16]}")
     table = Table("baseline", *names)
     for name, measured in rows.items():
-        table.add_row(name, *(f"{measured['metrics'][metric]:.4f}" for metric in names))
+        intervals = measured.get("over_speakers", {})
+        cells = (_with_interval(measured["metrics"][metric], intervals.get(metric)) for metric in names)
+        table.add_row(name, *cells)
     table.add_section()
     for view, best in evaluation.get("ceilings", {}).items():
         table.add_row(f"best possible, {view}", *(f"{best[each]:.4f}" if each in best else "" for each in names))

@@ -45,7 +45,17 @@ from ctal.pretrain import load_processor
 from ctal.processing_ctal import CtalProcessor
 from ctal.protocols import Fold, Protocol, Trials, make_protocol, make_trials, read_trials, write_trials
 from ctal.recipes import FinetuneConfig, check_same, make_config
-from ctal.tasks import Targets, Task, TaskModel, Truth, get_task, narrowed, read_targets, trial_scores
+from ctal.tasks import (
+    Targets,
+    Task,
+    TaskModel,
+    Truth,
+    eer_over_speakers,
+    get_task,
+    narrowed,
+    read_targets,
+    trial_scores,
+)
 from ctal.text import encode_transcript
 from ctal.training import Batch, Metrics, Progress, Silence, process_state, train
 
@@ -492,8 +502,11 @@ def judge_rows(
                 "false_acceptance": float(accepted[~truth.trials.is_target].mean()),
                 "false_rejection": float((~accepted[truth.trials.is_target]).mean()),
             }
+        speakers = [corpus.speakers[row] for row in rows]
+        if interval := eer_over_speakers(outputs, truth.trials, speakers):
+            judged["over_speakers"] = {"eer": interval}
         if config.protocol == "ge2e" and judged["speakers"] >= GE2E_SPEAKERS:
-            metrics["ge2e_eer"] = ge2e_eer(outputs, [str(corpus.speakers[row]) for row in rows], GE2E_SEED)
+            metrics["ge2e_eer"] = ge2e_eer(outputs, [str(speaker) for speaker in speakers], GE2E_SEED)
     return judged
 
 
@@ -628,7 +641,7 @@ def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path
     config = make_config(FinetuneConfig, saved["config"])
     evaluation: Evaluation = {
         "task": task.name,
-        "protocol": {"name": protocol.name, "description": protocol.description, "checksum": protocol.checksum},
+        "protocol": protocol.facts(),
         "fold": fold.name,
         "step": saved["step"],
         "steps": config.steps,

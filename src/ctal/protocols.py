@@ -50,6 +50,12 @@ class Protocol:
     folds: tuple[Fold, ...]
     checksum: str
     """SHA-256 of which utterance is where."""
+    tested: str
+    """SHA-256 of what each fold tests: results that share it are of the same utterances."""
+
+    def facts(self) -> dict[str, str]:
+        """What stands beside a result."""
+        return {name: getattr(self, name) for name in ("name", "description", "checksum", "tested")}
 
 
 def make_protocol(
@@ -60,7 +66,7 @@ def make_protocol(
     Args:
         name: One of `PROTOCOLS`. `auto` is the published split where there is one with a test part, else
             `leave-one-session-out` where utterances have the label `session`, else `leave-one-speaker-out` of at most
-            12 speakers, else `5-fold`. `paper` has the folds of `auto` and chooses the epoch on the fold that is
+            12 speakers, else `5-fold`. `paper` has the folds of `auto` and chooses the epoch on the part that is
             reported. `ge2e` is `auto` for speaker verification, with the authors' measure beside ours.
         validation_share: Share of the training utterances that choose the epoch, whole speakers of them, where the
             corpus prescribes none.
@@ -77,8 +83,8 @@ def make_protocol(
         raise InputError(f"protocol '{name}'{did_you_mean(name, PROTOCOLS)}: use {', '.join(PROTOCOLS)}")
     splits = np.array([corpus.splits[row] or "train" for row in rows])
     groups = _Groups(corpus, rows)
-    if name in ("auto", "split") and ((splits == "test").any() or name == "split"):
-        return _published_split(corpus, rows, splits, groups, validation_share, in_pairs)
+    if name == "split" or (name in ("auto", "paper") and (splits == "test").any()):
+        return _published_split(corpus, rows, splits, groups, validation_share, in_pairs, on_test=name == "paper")
     if name == "all":
         nothing = rows[:0]
         fold = Fold("all", rows, nothing, nothing)
@@ -95,13 +101,11 @@ def make_protocol(
         else:
             train, validation = groups.inner_split(np.concatenate(others), validation_share)
         folds.append(Fold(label, rows[np.sort(train)], rows[np.sort(validation)], rows[np.sort(test)]))
-    chosen = (
-        "the epoch is chosen on the fold that is reported, as the authors did, which flatters"
-        if name == "paper"
-        else f"the epoch is chosen on other {groups.unit} of the training part"
-    )
+    chosen = _ON_TEST if name == "paper" else f"the epoch is chosen on other {groups.unit} of the training part"
     return _protocol(corpus, name if name == "paper" else kind, f"{kind}, {len(folds)} folds; {chosen}", folds)
 
+
+_ON_TEST = "the epoch is chosen on the part that is reported, as the authors did, which flatters"
 
 PROTOCOLS = ("auto", "split", "leave-one-session-out", "leave-one-speaker-out", "5-fold", "paper", "ge2e", "all")
 
@@ -157,14 +161,25 @@ class _Groups:
 
 
 def _published_split(
-    corpus: Corpus, rows: np.ndarray, splits: np.ndarray, groups: _Groups, validation_share: float, in_pairs: bool
+    corpus: Corpus,
+    rows: np.ndarray,
+    splits: np.ndarray,
+    groups: _Groups,
+    validation_share: float,
+    in_pairs: bool,
+    *,
+    on_test: bool,
 ) -> Protocol:
+    """`on_test`: the test part, which is there, chooses the epoch."""
     parts = {name: np.flatnonzero(splits == name) for name in ("train", "validation", "test")}
     if not len(parts["train"]):
         raise InputError("protocol=split: no labelled utterance is in the training part; add it to the store")
     said = "the corpus's own split"
     in_train = Counter(groups.owners[position] for position in parts["train"])
-    if in_pairs and not len(parts["validation"]) and len(parts["test"]) and max(in_train.values()) == 1:
+    if on_test:
+        parts["validation"] = parts["test"]
+        said += f"; {_ON_TEST}"
+    elif in_pairs and not len(parts["validation"]) and len(parts["test"]) and max(in_train.values()) == 1:
         said += "; the last epoch is taken, for nobody in the training part has two recordings to choose it by"
     elif not len(parts["validation"]):
         parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share)
@@ -178,15 +193,20 @@ def _published_split(
         if shared := len(tested & seen):
             said += f"; {shared} of its {len(tested)} test speakers are in the training part too"
     fold = Fold("test", *(rows[parts[name]] for name in ("train", "validation", "test")))
-    return _protocol(corpus, "split", said, [fold])
+    return _protocol(corpus, "paper" if on_test else "split", said, [fold])
 
 
 def _protocol(corpus: Corpus, name: str, description: str, folds: Sequence[Fold]) -> Protocol:
-    content = hashlib.sha256()
+    content, tested = hashlib.sha256(), hashlib.sha256()
     for fold in folds:
         for part in (fold.train, fold.validation, fold.test):
-            content.update("\n".join([fold.name, *(corpus.ids[row] for row in part), ""]).encode())
-    return Protocol(name, description, tuple(folds), content.hexdigest())
+            content.update(_named(corpus, fold, part))
+        tested.update(_named(corpus, fold, fold.test))
+    return Protocol(name, description, tuple(folds), content.hexdigest(), tested.hexdigest())
+
+
+def _named(corpus: Corpus, fold: Fold, part: np.ndarray) -> bytes:
+    return "\n".join([fold.name, *(corpus.ids[row] for row in part), ""]).encode()
 
 
 class Trials(NamedTuple):

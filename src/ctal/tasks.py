@@ -14,7 +14,7 @@ import torch
 
 from ctal.batching import Corpus
 from ctal.errors import InputError, did_you_mean
-from ctal.metrics import eer_threshold, emotion_metrics, sentiment_metrics, verification_metrics
+from ctal.metrics import eer_interval, eer_threshold, emotion_metrics, sentiment_metrics, verification_metrics
 from ctal.modeling_ctal import CtalForSequenceClassification, CtalForXVector, CtalTaskOutput
 from ctal.protocols import Trials
 
@@ -76,6 +76,21 @@ def trial_scores(embeddings_NE: np.ndarray, trials: Trials) -> np.ndarray:
     """(M,) cosines of pairs."""
     unit = embeddings_NE / np.maximum(np.linalg.norm(embeddings_NE, axis=1, keepdims=True), 1e-12)
     return (unit[trials.first] * unit[trials.second]).sum(1)
+
+
+def eer_over_speakers(
+    embeddings_NE: np.ndarray, trials: Trials, speakers: Sequence[str | None]
+) -> dict[str, float] | None:
+    """`low` and `high` of the EER's 95 % bootstrap interval over the (N,) speakers.
+
+    None where a written list's labels are not those of `speakers`, so that nobody knows whose its trials are.
+    """
+    names = np.array([str(speaker) for speaker in speakers])
+    pairs = np.stack([names[trials.first], names[trials.second]], axis=1)
+    if ((pairs[:, 0] == pairs[:, 1]) != trials.is_target).any():
+        return None
+    low, high = eer_interval(trial_scores(embeddings_NE, trials), trials.is_target, pairs)
+    return {"low": low, "high": high}
 
 
 def _label(name: str, kind: type[str] | type[float]) -> Callable[[Corpus, int], str | float | None]:

@@ -265,13 +265,32 @@ def _notes(ablation: Ablation) -> list[str]:
         if len(line.claims) > 1:
             notes.append(f"{line.name}: its rows name different claims of the paper, so none is judged.")
     if base is None:
-        notes.append(f"The base, {first.base}, has no result on these data by this protocol, hence no differences.")
+        notes.append(f"The base, {first.base}, has no result on these test utterances, hence no differences.")
+    if over_speakers := _over_speakers(ablation):
+        notes.append(over_speakers)
     if resumed := sum(each.known_seconds is None for each in ablation.results):
         notes.append(
             f"{resumed} of {len(ablation.results)} results are of runs that were interrupted and went on: their "
             "seconds are not known, and left out of all means."
         )
     return notes
+
+
+def _over_speakers(ablation: Ablation) -> str | None:
+    """Intervals over the test part's speakers, of the variants whose results all have one."""
+    name, shown = TASKS[ablation.first.task].selection, ablation.metric.shown
+    said = []
+    for line in ablation.lines:
+        known = [each.over_speakers[name] for each in line.results if each.over_speakers]
+        if len(known) == len(line.results):
+            low, high = np.mean([(each.low, each.high) for each in known], axis=0).tolist()
+            said.append(f"{line.name} {shown(low)} … {shown(high)}")
+    if not said:
+        return None
+    return (
+        f"{ablation.metric.name} if the test part had other speakers (95% bootstrap intervals, ends averaged over the "
+        f"seeds): {'; '.join(said)}."
+    )
 
 
 def _varies(ablation: Ablation) -> str:
@@ -397,9 +416,12 @@ def _provenance(ablation: Ablation) -> dict[str, str]:
     shared, _ = _shared(results)
     commits = Counter(each.commit or "unknown (not run from a checkout)" for each in results)
     versions = dict.fromkeys(", ".join(f"{name} {each}" for name, each in row.versions.items()) for row in results)
+    protocols = dict.fromkeys(
+        f"{each.protocol.name}: {each.protocol.description}; checksum {each.protocol.checksum}" for each in results
+    )
     return {
         "data": f"{_data(ablation)}, hash {first.data_hash}",
-        "protocol": f"{first.protocol.name}: {first.protocol.description}; checksum {first.protocol.checksum}",
+        "protocol": "; or ".join(protocols),
         "test utterances": f"{first.utterances:,}",
         "a seed varies": _varies(ablation),
         "seeds": ", ".join(map(str, ablation.seeds)),

@@ -54,6 +54,15 @@ class Protocol(BaseModel):
     name: str
     description: str
     checksum: str
+    tested: str = ""
+    """Of what is tested alone; rows of earlier versions do not say."""
+
+
+class Ends(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    low: float
+    high: float
 
 
 class Result(BaseModel):
@@ -72,6 +81,8 @@ class Result(BaseModel):
     task: str
     seed: int
     metrics: Mapping[str, float]
+    over_speakers: Mapping[str, Ends] | None = None
+    """Metric → its interval over the speakers of the test part."""
     protocol: Protocol
     utterances: int
     corpus: tuple[str, ...]
@@ -258,7 +269,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What one table shows: results of a plan and a task on the same data by the same protocol."""
+    """What one table shows: results of a plan and a task on the same test utterances of the same data."""
 
     lines: Sequence[Line]
     """In the plan's order."""
@@ -306,7 +317,10 @@ class Ablation:
 
 
 def compare(results: Iterable[Result]) -> list[Ablation]:
-    """Real speech first, then by plan, task, data and protocol. Raises `InputError` where a plan has two bases."""
+    """Real speech first, then by plan, task, data and what is tested.
+
+    Raises `InputError` where a plan has two bases.
+    """
     tables: dict[tuple[Any, ...], list[Result]] = {}
     bases: dict[str, str] = {}
     for each in results:
@@ -317,7 +331,8 @@ def compare(results: Iterable[Result]) -> list[Ablation]:
             )
         # The order of tasks is that of the paper.
         task = list(TASKS).index(each.task)
-        key = (each.synthetic, each.plan, task, each.corpus, each.data_hash, each.protocol.checksum)
+        tested = each.protocol.tested or each.protocol.checksum
+        key = (each.synthetic, each.plan, task, each.corpus, each.data_hash, tested)
         tables.setdefault(key, []).append(each)
     return [_ablation(tables[key]) for key in sorted(tables)]
 

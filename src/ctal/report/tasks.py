@@ -193,6 +193,9 @@ def _measured_on(run: TaskRun) -> str:
         shown = METRICS[run.task.selection].shown
         ends = f", 95% interval {shown(interval.low)} … {shown(interval.high)}" if np.isfinite(interval.low) else ""
         over = f" Mean over {len(run.evaluation['folds'])} folds{ends}."
+    for name, ends in run.evaluation.get("over_speakers", {}).items():
+        shown = METRICS[name].shown
+        over = f" {METRICS[name].name}: 95% interval over speakers {shown(ends['low'])} … {shown(ends['high'])}."
     return (
         f"Measured on {len(run.predictions):,} test utterances{who}{pairs}. Protocol: {protocol['description']} "
         f"(checksum {protocol['checksum'][:8]}).{over}"
