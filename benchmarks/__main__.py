@@ -9,11 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import data_loading, devices, features, inference, length, pretraining_step, scaling, startup
+from benchmarks import (
+    data_loading,
+    devices,
+    features,
+    inference,
+    length,
+    operators,
+    pretraining_step,
+    scaling,
+    startup,
+)
 from benchmarks.harness import describe_machine, publish, say
 
 BENCHMARKS = {
     "pretraining_step": pretraining_step.main,
+    "operators": operators.main,
     "inference": inference.main,
     "features": features.main,
     "data_loading": data_loading.main,

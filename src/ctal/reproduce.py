@@ -2,7 +2,7 @@
 
 Stores of the three corpora, a tokenizer, then the plans `paper-claims` (the three tasks), `paper-pretraining` and
 `paper-fusion` (the two ablations) at the paper's size and length, and one report on all rows. OUT holds `stores/`,
-`tokenizer/`, `ablations/` (see `ctal.ablate`) and the report.
+`ablations/` (the tokenizer too; see `ctal.ablate`) and the report.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from ctal.costs import (
 from ctal.errors import InputError, did_you_mean
 from ctal.masking import MaskingConfig
 from ctal.precision import fast_precision
-from ctal.pretrain import make_tokenizer
 from ctal.recipes import FINETUNING, MODEL_DEFAULTS, PRETRAINING, FinetuneConfig, PretrainConfig, RunConfig, make_config
 from ctal.store import prepare_store
 from ctal.training import Progress
@@ -81,6 +80,7 @@ class Scale:
         """The plans that come with ctal, whose own lengths are those of the demo corpus, at this scale."""
         own: dict[str, Any] = {
             "size": self.size,
+            "vocab_size": self.vocab_size,
             "seeds": self.seeds,
             "vary_pretraining": False,
             "pretraining": {"steps": self.steps, "checkpoint_every": max(1, min(10_000, self.steps // 4))},
@@ -101,9 +101,6 @@ def reproduce(scale: Scale, roots: Mapping[str, Path], out: Path, *, progress: P
             summary = prepare_store(get_corpus(corpus).prepare(root), stores[corpus], corpus=corpus, progress=show)
         left_out = f", {len(summary.quarantined)} left out (quarantine.jsonl)" if summary.quarantined else ""
         progress.note(f"{stores[corpus]}: {summary.utterances} utterances, {summary.hours:.2f} h{left_out}")
-    tokenizer = out / "tokenizer"
-    if not (tokenizer / "tokenizer.json").is_file():
-        make_tokenizer(stores["librispeech"], tokenizer, scale.vocab_size)
     for plan in scale.plans():
         with bar(f"{plan.name}: results") as show:
             run_plan(
@@ -111,7 +108,6 @@ def reproduce(scale: Scale, roots: Mapping[str, Path], out: Path, *, progress: P
                 out / "ablations",
                 [stores["librispeech"]],
                 {task: [stores[corpus]] for task, corpus in TASK_CORPORA.items()},
-                tokenizer=tokenizer,
                 progress=progress,
                 show=show,
             )
