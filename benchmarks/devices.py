@@ -302,9 +302,9 @@ def train_and_watch(
 
 
 def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
-    """One training with a worker, in a fresh process, validated and saved every 500 steps."""
+    """One training with a worker, in a fresh process, validated and saved ten times."""
     write_store(folder, np.linspace(0.6, 1.4, 40).tolist())
-    fields = {"steps": steps, "batch_frames": 100, "checkpoint_every": 500, "workers": 1}
+    fields = {"steps": steps, "batch_frames": 100, "checkpoint_every": max(100, steps // 10), "workers": 1}
     wanted = [steps // 10, steps // 2, steps]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         config = make_config(PretrainConfig, fields)
@@ -328,7 +328,7 @@ def main(quick: bool) -> Report:
         say("several processes")
         measure_processes(report, Path(folder) / "processes", size, scale, rounds)
         say("activation checkpointing")
-        measure_checkpointing(report, size, 3.75 if quick else 37.5, rounds, has_memory=not quick)
+        measure_checkpointing(report, size, 3.75 if quick else 37.5, 2, has_memory=not quick)
         count_frames(report)
         say("many steps")
         watch_memory(report, Path(folder) / "memory", "nano", steps)

@@ -15,7 +15,7 @@ PLOT = ROOT / "docs" / "length.png"
 def main(quick: bool) -> Report:
     """Size tiny, one utterance a step; `quick`: nano, short ones."""
     report = Report("length")
-    size, scale, rounds = ("nano", 0.05, 2) if quick else ("tiny", 1.0, 3)
+    size, scale, rounds = ("nano", 0.05, 2) if quick else ("tiny", 1.0, 2)
     lengths = [scale * each for each in SECONDS]
     names = {
         "authors' recipe": AUTHORS,

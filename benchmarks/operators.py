@@ -18,14 +18,12 @@ KINDS = {
         "_scaled_dot_product_flash_attention_for_cpu_backward",
     ),
     "GELU, LayerNorm": ("gelu", "gelu_backward", "native_layer_norm", "native_layer_norm_backward"),
-    "dropout's draws": ("bernoulli_",),
+    "dropout's draws": ("bernoulli_", "random_", "ge"),
     "AdamW, clipping": ("_fused_adamw_", "linalg_vector_norm", "_foreach_norm", "_foreach_mul_"),
     "copies, casts": ("copy_", "cat", "index_select", "index_add_"),
     "sums, products, fills": ("add", "add_", "mul", "mul_", "div_", "sum", "fill_"),
 }
 """torch's names of the operators that a step consists of."""
-
-ROUNDS = 3
 
 
 def shares(size: str, row: Row) -> dict[str, float]:
@@ -34,9 +32,8 @@ def shares(size: str, row: Row) -> dict[str, float]:
     trainers.prepare(row)
     batch = masked_batch(row.seconds, row.config(size))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(ROUNDS):
-            trainers.step(row, batch)
-    total = 1e6 * sum(map(sum, trainers.parts[row]))
+        trainers.step(row, batch)
+    total = 1e6 * sum(trainers.parts[row][-1])
     own = {each.key.removeprefix("aten::"): each.self_cpu_time_total for each in profiler.key_averages()}
     found = {kind: sum(own.get(name, 0.0) for name in names) / total for kind, names in KINDS.items()}
     return found | {"the rest": 1 - sum(found.values())}
@@ -55,6 +52,6 @@ def main(quick: bool) -> Report:
         name = f"`{size}`, {row.name}"
         lines.append((name, *(f"{100 * share:.0f} %" for share in found.values())))
         report.measured[name] = found
-    report.tables.append(Table(f"Of the time of {ROUNDS} steps", ("", *KINDS, "the rest"), lines))
+    report.tables.append(Table("Of the time of a step", ("", *KINDS, "the rest"), lines))
     report.notes.append("by torch's profiler, whose own time is part of *the rest*, as Python and small operators are")
     return report

@@ -199,7 +199,7 @@ def main(quick: bool) -> Report:
     """Steps of mini and tiny to fit, base and long utterances to try; `quick`: nano."""
     report = Report("scaling", document=DOCUMENT)
     limits = measure_limits(quick)
-    timed = time_steps(QUICK_POINTS if quick else POINTS, 2 if quick else 3)
+    timed = time_steps(QUICK_POINTS if quick else POINTS, 2)
     limits = limits.better(measure_limits(quick))
     machine = fit(timed, limits)
     lines = []

@@ -238,17 +238,18 @@ GPUS = {"h100": _H100, "h200": replace(_H100, name="H200", bandwidth=4.8e12)}
 
 CPU = Machine(
     "a CPU core",
-    peaks={"fp32": 98e9, "bf16": 219e9},
-    shares={"fp32": 0.71, "bf16": 0.54},
-    bandwidth=33e9,
-    launch=100e-6,
+    peaks={"fp32": 99e9, "bf16": 214e9},
+    shares={"fp32": 0.72, "bf16": 0.64},
+    bandwidth=20.8e9,
+    launch=131e-6,
     is_asynchronous=False,
 )
-"""One core with AVX512-BF16: what `python -m benchmarks scaling` fits, here a first, smaller fit on processor time.
-A launch takes so long since small products and copies, which also grow with the number of tensors, are part of it."""
+"""One core with AVX512-BF16: half of what `python -m benchmarks scaling` fits on two (docs/scaling.md). A launch takes
+so long since small products and copies, which also grow with the number of tensors, are part of it."""
 
-LOADED = {"FLAC": 900.0, "16-bit features": 6400.0, "16-bit log-mel": 18_000.0}
-"""Seconds of audio that one core of that CPU makes ready for the model in a second, by what is stored (likewise)."""
+LOADED = {"FLAC": 1000.0, "16-bit features": 15_000.0, "16-bit log-mel": 19_100.0}
+"""Seconds of audio that one core of that CPU makes ready for the model in a second, by what is stored (likewise),
+without handing them over to the trainer."""
 
 
 def machine_at_hand(precision: Precision) -> Machine:

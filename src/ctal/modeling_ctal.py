@@ -32,6 +32,7 @@ from transformers.utils.generic import ModelOutput
 
 from ctal.attention import Lengths, attention_weights, packed_attention
 from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
+from ctal.dropout import Dropout
 from ctal.errors import InputError
 from ctal.fusion import FUSIONS, Fused, OrthogonalNorm, Pools, segment_attend, segment_max
 from ctal.masking import IGNORED
@@ -182,7 +183,7 @@ class Residual(nn.Module):
     def __init__(self, width: int, config: CtalTextConfig | CtalAudioConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, update: Tensor, states: Tensor) -> Tensor:
@@ -252,7 +253,7 @@ class TextEncoder(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, tokens: Packed) -> Packed:
@@ -274,7 +275,7 @@ class AudioEncoder(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(AudioLayer(config, causal, sees_text) for _ in range(config.num_hidden_layers))
 
     def forward(
@@ -601,7 +602,7 @@ class _CtalForTask(CtalPreTrainedModel):
         super().__init__(config)
         self.ctal = CtalModel(config)
         self.head = FusionHead(config)
-        self.dropout = nn.Dropout(config.head_dropout_prob)
+        self.dropout = Dropout(config.head_dropout_prob)
         self.classifier = nn.Linear(2 * config.hidden_size, len(config.id2label or ()), bias=False)
         self.post_init()
 

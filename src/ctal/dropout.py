@@ -1,0 +1,50 @@
+"""Dropout whose draws cost a fraction of torch's on a CPU, where those take 4 to 9 % of a step of training.
+
+torch draws a float for each element. Here four elements share a 64-bit number, 16 bits each, so that probabilities are
+multiples of 2⁻¹⁶; what is kept is scaled by exactly the probability that is drawn with, so nothing is biased. On other
+devices it is torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_LEVELS = 2**16
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout`, with other draws from the same generator on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or not self.training or self.p in (0, 1):
+            return F.dropout(input, self.p, self.training)
+        result = _CpuDropout.apply(input, self.p)
+        assert isinstance(result, Tensor)
+        return result
+
+
+class _CpuDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, p: float) -> Tensor:
+        dropped = min(round(p * _LEVELS), _LEVELS - 1)
+        keep = _draw(input.shape, dropped)
+        ctx.save_for_backward(keep)
+        ctx.scale = _LEVELS / (_LEVELS - dropped)
+        return input.mul(keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return gradients[0].mul(keep).mul_(ctx.scale), None
+
+
+def _draw(shape: torch.Size, dropped: int) -> Tensor:
+    """Bool of `shape`, each element False with probability `dropped` / 2¹⁶."""
+    count = shape.numel()
+    # The lower bound alone asks for all 64 bits.
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (bits.view(torch.int16)[:count] >= dropped - _LEVELS // 2).view(shape)
