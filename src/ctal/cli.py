@@ -820,7 +820,10 @@ def _show_baselines(evaluation: Mapping[str, Any]) -> None:
     protocol, rows = evaluation["protocol"], evaluation["baselines"]
     names = list(next(iter(rows.values()))["metrics"])
     # Not the table's title, which would be as narrow as its few columns.
-    print(f"{evaluation['task']}: {protocol['description']}; checksum {protocol['checksum'][:16]}")
+    brackets = (
+        "; in brackets 95 % intervals over speakers" if any("over_speakers" in each for each in rows.values()) else ""
+    )
+    print(f"{evaluation['task']}: {protocol['description']}; checksum {protocol['checksum'][:16]}{brackets}")
     table = Table("baseline", *names)
     for name, measured in rows.items():
         intervals = measured.get("over_speakers", {})
