@@ -97,6 +97,7 @@ def test_paper_chooses_the_epoch_of_a_published_split_on_its_test_part_and_train
     made, _ = protocol("paper", splits=split_of)
 
     assert "flatters" in made.description
+    assert "test speakers are in the training part" not in made.description
     assert np.array_equal(papers.validation, usual.test)
     assert np.array_equal(papers.test, usual.test)
     assert np.array_equal(papers.train, usual.train)

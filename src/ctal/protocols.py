@@ -189,7 +189,8 @@ def _published_split(
         said += "; it has no test part, so the part that chose the epoch is reported, which flatters"
     else:
         tested = {corpus.speakers[row] for row in rows[parts["test"]]} - {None}
-        seen = {corpus.speakers[row] for name in ("train", "validation") for row in rows[parts[name]]}
+        trained = parts["train"] if on_test else np.concatenate([parts["train"], parts["validation"]])
+        seen = {corpus.speakers[row] for row in rows[trained]}
         if shared := len(tested & seen):
             said += f"; {shared} of its {len(tested)} test speakers are in the training part too"
     fold = Fold("test", *(rows[parts[name]] for name in ("train", "validation", "test")))
