@@ -210,6 +210,24 @@ def test_the_test_part_is_judged_in_the_precision_of_validation(labelled: Labell
     assert max(errors) - min(errors) < 0.1
 
 
+@pytest.mark.parametrize("speaker_loss", ["softmax", "aam"])
+def test_speakers_are_compared_in_any_precision_whatever_their_classifier_is(
+    labelled: Labelled, tmp_path: Path, speaker_loss: str
+) -> None:
+    run(labelled, tmp_path / "run", task="verification", epochs=1, head={"speaker_loss": speaker_loss})
+    model = tmp_path / "run" / "model"
+
+    exact, *others = (
+        evaluate_task("verification", [labelled.split], model, precision=precision)
+        for precision in ("fp32", "bf16", "int8")
+    )
+
+    assert exact is not None
+    for each in others:
+        assert each is not None
+        assert abs(each["metrics"]["eer"] - exact["metrics"]["eer"]) < 0.2
+
+
 def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(
     labelled: Labelled, tmp_path: Path
 ) -> None:

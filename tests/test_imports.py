@@ -42,8 +42,8 @@ LAYERS = {
     },
     "data": {"batching", "corpora", "store", "stored_features"},
     "pure": {
-        *("attention", "audio", "errors", "features", "files", "fusion", "masking", "metrics", "processes", "text"),
-        "trials",
+        *("attention", "audio", "dropout", "errors", "features", "files", "fusion", "masking", "metrics", "processes"),
+        *("text", "trials"),
     },
 }
 """Layer → its modules, or packages with all that is in them. `ctal` itself holds the version and lazy names only."""

@@ -48,7 +48,9 @@ def for_precision(model: Model, precision: str) -> Model:
         from torch.ao.quantization import quantize_dynamic
         from torch.ao.quantization.qconfig import per_channel_dynamic_qconfig
 
-        return quantize_dynamic(copy.deepcopy(model).eval(), {nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
+        # A classifier of speakers compares with its weights by angle, so they stay as they are.
+        spec = {nn.Linear: per_channel_dynamic_qconfig, "classifier": None}
+        return quantize_dynamic(copy.deepcopy(model).eval(), spec, inplace=True)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
