@@ -304,7 +304,7 @@ def train_and_watch(
 def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
     """One training with a worker, in a fresh process, validated and saved ten times."""
     write_store(folder, np.linspace(0.6, 1.4, 40).tolist())
-    fields = {"steps": steps, "batch_frames": 100, "checkpoint_every": max(100, steps // 10), "workers": 1}
+    fields = {"steps": steps, "batch_frames": 100, "checkpoint_every": steps // 10, "workers": 1}
     wanted = [steps // 10, steps // 2, steps]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         config = make_config(PretrainConfig, fields)

@@ -74,6 +74,10 @@ class Row:
     has_memory: bool = True
     """Whether its peak memory is measured."""
 
+    def scaled(self, scale: float) -> Row:
+        """The same with utterances of other lengths."""
+        return replace(self, seconds=tuple(scale * each for each in self.seconds))
+
     def config(self, size: str) -> CtalConfig:
         return CtalConfig.of_size(
             size,
@@ -311,9 +315,6 @@ def main(quick: bool) -> Report:
     scale = 0.1 if quick else 1.0
     long = 37.5 * scale
 
-    def scaled(rows: Sequence[Row]) -> list[Row]:
-        return [replace(row, seconds=tuple(scale * each for each in row.seconds)) for row in rows]
-
     def alone(rows: Sequence[Row]) -> list[Row]:
         return [replace(row, seconds=(long,)) for row in rows]
 
@@ -335,7 +336,7 @@ def main(quick: bool) -> Report:
     measured = []
     for size, what, rows, rounds in plans:
         say(f"{size}, {what}")
-        rows = alone(rows) if what == one else scaled(rows)
+        rows = alone(rows) if what == one else [row.scaled(scale) for row in rows]
         measured.append((size, what, rows, *measure(size, rows, rounds)))
     limits = limits.better(measure_limits(quick))
     for size, what, rows, seconds, memory, trainers in measured:

@@ -54,7 +54,7 @@ from ctal.objective import environment, open_corpus
 from ctal.protocols import Fold, Protocol, make_protocol
 from ctal.recipes import FinetuneConfig, make_config
 from ctal.store import Store
-from ctal.tasks import Metrics, Targets, Task, Truth, eer_over_speakers, get_task, read_targets
+from ctal.tasks import Metrics, Targets, Task, Truth, eer_over_speakers, get_task, read_targets, trial_scores
 from ctal.text import normalize_transcript
 
 NUM_MFCC = 20
@@ -322,7 +322,8 @@ def _judged(
     judged: dict[str, Any] = {"metrics": {metric: float(values.mean()) for metric, values in columns.items()}}
     if task.compares and len(each) == 1 and (trials := truths[0].trials):
         speakers = [corpus.speakers[row] for row in protocol.folds[0].test]
-        judged["over_speakers"] = {"eer": eer_over_speakers(answers[0].outputs, trials, speakers)}
+        scores = trial_scores(answers[0].outputs, trials)
+        judged["over_speakers"] = {"eer": eer_over_speakers(scores, trials, speakers)}
     if len(each) > 1:
         judged["over_folds"] = {metric: asdict(Interval.of(values)) for metric, values in columns.items()}
         judged["folds"] = dict(zip(names, each, strict=True))

@@ -818,12 +818,11 @@ def _show_baselines(evaluation: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     protocol, rows = evaluation["protocol"], evaluation["baselines"]
-    names = list(next(iter(rows.values()))["metrics"])
+    first = next(iter(rows.values()))
     # Not the table's title, which would be as narrow as its few columns.
-    brackets = (
-        "; in brackets 95 % intervals over speakers" if any("over_speakers" in each for each in rows.values()) else ""
-    )
+    brackets = "; in brackets 95 % intervals over speakers" if "over_speakers" in first else ""
     print(f"{evaluation['task']}: {protocol['description']}; checksum {protocol['checksum'][:16]}{brackets}")
+    names = list(first["metrics"])
     table = Table("baseline", *names)
     for name, measured in rows.items():
         intervals = measured.get("over_speakers", {})

@@ -503,7 +503,7 @@ def judge_rows(
                 "false_rejection": float((~accepted[truth.trials.is_target]).mean()),
             }
         speakers = [corpus.speakers[row] for row in rows]
-        if interval := eer_over_speakers(outputs, truth.trials, speakers):
+        if interval := eer_over_speakers(scores, truth.trials, speakers):
             judged["over_speakers"] = {"eer": interval}
         if config.protocol == "ge2e" and judged["speakers"] >= GE2E_SPEAKERS:
             metrics["ge2e_eer"] = ge2e_eer(outputs, [str(speaker) for speaker in speakers], GE2E_SEED)

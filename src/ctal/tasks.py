@@ -78,10 +78,8 @@ def trial_scores(embeddings_NE: np.ndarray, trials: Trials) -> np.ndarray:
     return (unit[trials.first] * unit[trials.second]).sum(1)
 
 
-def eer_over_speakers(
-    embeddings_NE: np.ndarray, trials: Trials, speakers: Sequence[str | None]
-) -> dict[str, float] | None:
-    """`low` and `high` of the EER's 95 % bootstrap interval over the (N,) speakers.
+def eer_over_speakers(scores_M: np.ndarray, trials: Trials, speakers: Sequence[str | None]) -> dict[str, float] | None:
+    """`low` and `high` of the EER's 95 % bootstrap interval over the (N,) speakers, of the scores of (M,) trials.
 
     None where a written list's labels are not those of `speakers`, so that nobody knows whose its trials are.
     """
@@ -89,7 +87,7 @@ def eer_over_speakers(
     pairs = np.stack([names[trials.first], names[trials.second]], axis=1)
     if ((pairs[:, 0] == pairs[:, 1]) != trials.is_target).any():
         return None
-    low, high = eer_interval(trial_scores(embeddings_NE, trials), trials.is_target, pairs)
+    low, high = eer_interval(scores_M, trials.is_target, pairs)
     return {"low": low, "high": high}
 
 

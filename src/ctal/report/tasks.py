@@ -188,14 +188,13 @@ def _measured_on(run: TaskRun) -> str:
     who = f" of {run.speakers} speakers" if run.speakers else ""
     trials = sum(len(each.scores) for each in run.trialled)
     pairs = f", {trials:,} pairs of them" if trials else ""
-    over = ""
+    over, metric = "", METRICS[run.task.selection]
+    shown = metric.shown
     if interval:
-        shown = METRICS[run.task.selection].shown
         ends = f", 95% interval {shown(interval.low)} … {shown(interval.high)}" if np.isfinite(interval.low) else ""
         over = f" Mean over {len(run.evaluation['folds'])} folds{ends}."
-    for name, ends in run.evaluation.get("over_speakers", {}).items():
-        shown = METRICS[name].shown
-        over = f" {METRICS[name].name}: 95% interval over speakers {shown(ends['low'])} … {shown(ends['high'])}."
+    elif ends := run.evaluation.get("over_speakers", {}).get(run.task.selection):
+        over = f" {metric.name}: 95% interval over speakers {shown(ends['low'])} … {shown(ends['high'])}."
     return (
         f"Measured on {len(run.predictions):,} test utterances{who}{pairs}. Protocol: {protocol['description']} "
         f"(checksum {protocol['checksum'][:8]}).{over}"
