@@ -18,6 +18,7 @@ from benchmarks import (
     operators,
     pretraining_step,
     scaling,
+    sharing,
     startup,
 )
 from benchmarks.harness import describe_machine, publish, say
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "features": features.main,
     "data_loading": data_loading.main,
     "devices": devices.main,
+    "sharing": sharing.main,
     "startup": startup.main,
     "length": length.main,
     "scaling": scaling.main,

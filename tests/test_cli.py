@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -249,6 +250,16 @@ def test_an_unknown_verb_or_option_is_exit_code_2_without_a_traceback(ctal: Cli)
         assert finished.code == 2
         assert "Traceback" not in finished.errors
         assert finished.errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux alone")
+@pytest.mark.parametrize(("variables", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "passive"}, "0")])
+def test_waiting_threads_give_up_their_cores_unless_told_otherwise(variables: dict[str, str], spins: str) -> None:
+    code = "from ctal import cli; cli.app = lambda: __import__('torch'); cli.main()"
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    variables = {**known, **variables, "OMP_DISPLAY_ENV": "verbose"}
+    shown = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
 
 
 def test_help_and_import_are_quick_and_without_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typer.core import TyperCommand
 
 from ctal.corpora import all_in, corpus_names, get_corpus
 from ctal.errors import InputError, did_you_mean
+from ctal.processes import share_cores
 
 if TYPE_CHECKING:
     from ctal.console import TrainingProgress
@@ -41,6 +43,7 @@ SettingsOption = Annotated[
 
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 2 wrong usage or input, 1 a fault of ours, 143 stopped by SIGTERM."""
+    share_cores(os.environ)
     try:
         app()
     except InputError as error:

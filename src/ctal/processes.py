@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -43,6 +43,18 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def share_cores(variables: MutableMapping[str, str]) -> None:
+    """Makes threads that wait for each other give up their cores, where `variables` do not say how they shall wait.
+
+    For the environment of a process that has not imported torch yet. GNU's OpenMP, torch's on Linux, waits by spinning
+    300,000 times at the end of each operation; where another process has a core of ours, so that the last thread comes
+    late, that is most of what a training does. A thousand, which it takes itself where it knows of too few cores, costs
+    nothing on an idle machine (`python -m benchmarks sharing`).
+    """
+    if "OMP_WAIT_POLICY" not in variables:
+        variables.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @contextmanager
