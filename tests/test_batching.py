@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import TinyCorpus
+from conftest import TinyCorpus, record
 from ctal import batching
 from ctal.batching import (
     Corpus,
@@ -32,13 +32,14 @@ from ctal.batching import (
     plan_from,
 )
 from ctal.configuration_ctal import CtalConfig
+from ctal.corpora import Utterance
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.masking import IGNORED
 from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig, make_config
-from ctal.store import Store
+from ctal.store import Store, prepare_store
 
 Rows = Sequence[tuple[str | None, int, bool, str | None]]
 """(speaker, frames, has text, split) of each utterance."""
@@ -298,6 +299,17 @@ def test_too_little_to_train_and_to_validate_on_is_refused(
 ) -> None:
     with pytest.raises(InputError):
         hold_out(table(rows), 0.1)
+
+
+def test_people_of_other_corpora_are_other_people_and_change_no_name_of_the_first(tmp_path: Path) -> None:
+    recording = record(tmp_path / "a.wav", 0.5)
+    stores = []
+    for number, name in enumerate(("one", "one", "two")):
+        utterances = [Utterance(f"{number}-{speaker}", recording, speaker=speaker) for speaker in ("7", None)]
+        prepare_store(utterances, tmp_path / str(number), corpus=name, workers=1)
+        stores.append(Store(tmp_path / str(number)))
+    assert Corpus(stores[:2]).speakers == ["7", None, "7", None]
+    assert Corpus(stores).speakers == ["7", None, "7", None, "two/7", None]
 
 
 # Batches ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
 from ctal.errors import InputError
+from ctal.files import folder_aside
 
 STATE = {"step": 3, "best_metric": 0.1 + 0.2, "position": {"epoch": 1, "step": 2}}
 
@@ -57,11 +59,14 @@ class Killed(BaseException):
     """Stands in for the end of the process."""
 
 
+@pytest.mark.parametrize("replaces", [False, True])
 @pytest.mark.parametrize("operation", range(1, 11))
 def test_a_checkpoint_whose_writing_ends_anywhere_is_whole_or_not_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: int, replaces: bool
 ) -> None:
     save_checkpoint(checkpoint_path(tmp_path, 2), some_tensors(), STATE)
+    if replaces:
+        save_checkpoint(checkpoint_path(tmp_path, 4), some_tensors(), STATE)
     done = 0
 
     def dies(name: str) -> None:
@@ -90,6 +95,10 @@ def test_a_checkpoint_whose_writing_ends_anywhere_is_whole_or_not_listed(
     assert listed[0] == checkpoint_path(tmp_path, 2)
     for path in listed:
         load_checkpoint(path)
+    if replaces:
+        with suppress(Killed), folder_aside(checkpoint_path(tmp_path, 4)):
+            raise Killed
+        load_checkpoint(checkpoint_path(tmp_path, 4))
     save_checkpoint(checkpoint_path(tmp_path, 4), some_tensors(1), STATE)
     assert list_checkpoints(tmp_path) == [checkpoint_path(tmp_path, 2), checkpoint_path(tmp_path, 4)]
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in list_checkpoints(tmp_path)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,11 +23,12 @@ from ctal import CtalForSequenceClassification, CtalForXVector
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import get_corpus
 from ctal.errors import InputError
-from ctal.finetune import evaluate_task, finetune, judge_rows, load_model_for, make_dataset
+from ctal.finetune import FinetuneObjective, evaluate_task, finetune, judge_rows, load_model_for, make_dataset
 from ctal.pretrain import load_processor
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.store import Store, prepare_store
 from ctal.tasks import TASKS, read_targets
+from ctal.training import parameter_groups
 
 QUICK: dict[str, Any] = {
     **{name: value for name, value in NANO.items() if name != "steps"},
@@ -286,6 +288,41 @@ def test_a_frozen_encoder_stays_as_it_is(labelled: Labelled, tmp_path: Path, fro
         assert torch.equal(before[name], after[name]) == (frozen in (modality, "both")), name
 
 
+@pytest.mark.parametrize("fusion", ["orthogonal", "text", "audio"])
+@pytest.mark.parametrize("audio_sees_text", [True, False])
+def test_what_is_trained_gets_a_gradient_in_every_pass(
+    labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str, audio_sees_text: bool
+) -> None:
+    """Which DDP insists on."""
+    start = tmp_path / "start"
+    shutil.copytree(labelled.pretrained, start)
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps({**config, "audio_sees_text": audio_sees_text}))
+    made: list[FinetuneObjective] = []
+
+    class Made(Exception):
+        pass
+
+    def stop(objective: FinetuneObjective, *arguments: object, **more: object) -> None:
+        made.append(objective)
+        raise Made
+
+    monkeypatch.setattr("ctal.finetune.train", stop)
+    settings = make_config(FinetuneConfig, QUICK)
+    with pytest.raises(Made):
+        finetune("emotion", [labelled.split], tmp_path / "run", settings, start_from=start, head={"fusion": fusion})
+    objective = made[0]
+    parameter_groups(objective.model, 0.0, objective.rate_scale)
+    batch = objective.dataset[Microbatch(0, tuple(objective.train_rows[:6].tolist()))]
+    objective.losses(objective.model, batch, torch.tensor([6]))["loss"].backward()
+
+    named = dict(objective.model.named_parameters())
+    assert {name for name, each in named.items() if each.grad is None} == {
+        name for name, each in named.items() if not each.requires_grad
+    }
+    assert any(each.requires_grad for each in named.values())
+
+
 def test_layers_learn_more_slowly_the_further_they_are_from_the_head(labelled: Labelled, tmp_path: Path) -> None:
     run(labelled, tmp_path / "run", layer_decay=0.1, epochs=1, warmup_ratio=0.0, weight_decay=0.0)
 
@@ -529,6 +566,22 @@ def test_a_store_without_labels_is_refused(labelled: Labelled, tmp_path: Path) -
     for task, what in (("emotion", "label 'emotion'"), ("verification", "speaker")):
         message = refusal(lambda task=task: run(labelled, tmp_path / "run", task, store=tmp_path / "store"))
         assert f"has a {what}" in message
+
+
+def test_a_fold_of_neutral_sentiment_alone_is_refused_before_anything_trains(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in labelled.store.with_suffix(".jsonl").read_text().splitlines()]
+    lines = [{**line, "audio": str(labelled.store.parent / line["audio"])} for line in lines]
+    lines = [{**line, "sentiment": 0.0} if line["speaker"] == "s05" else line for line in lines]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare_store(get_corpus("manifest").prepare(tmp_path / "m.jsonl"), tmp_path / "store", corpus="one", workers=1)
+
+    how = {"store": tmp_path / "store", "protocol": "leave-one-speaker-out"}
+    message = refusal(lambda: run(labelled, tmp_path / "run", "sentiment", **how))
+
+    assert message.startswith("fold s05: every label of its test part is 0")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_label_that_a_model_does_not_know_is_named(labelled: Labelled, runs: dict[str, Path], tmp_path: Path) -> None:

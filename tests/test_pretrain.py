@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining, AutoProcessor
 
-from conftest import NANO, CtalProcess, TinyCorpus, losses, pretrain_arguments
+from conftest import NANO, TinyCorpus, losses
 from ctal import CtalConfig, CtalForPreTraining, CtalModel, CtalProcessor
 from ctal.batching import Corpus
 from ctal.corpora import Utterance
@@ -91,6 +92,19 @@ def test_the_evaluation_is_that_of_the_saved_model_and_can_be_had_again(tiny: Ti
     for part in ("comparisons", "step", "held_out", "data_hash"):
         assert again[part] == saved[part]
     assert "speakers held out" in saved["held_out"]
+
+
+def test_on_other_data_it_says_that_training_may_have_heard_it_and_a_part_of_its_own_is_refused(
+    tiny: TinyCorpus, trained: Path, tmp_path: Path
+) -> None:
+    audio = sorted(tiny.manifest.parent.glob("*.flac"))[:6]
+    other = tmp_path / "other"
+    texts = [Utterance(path.stem, path, text="hello world") for path in audio]
+    prepare_store(texts, other, corpus="other", workers=1)
+    assert evaluate_model([other], trained / "model")["held_out"].endswith("; training may have heard it")
+    with pytest.raises(InputError) as caught:
+        evaluate_model([tiny.store, other], trained / "model")
+    assert "give all of them in the order of its run" in refusal(caught)
 
 
 # Continuing a model -----------------------------------------------------------------------------------------------
@@ -180,12 +194,11 @@ def test_validation_sees_every_held_out_utterance_once_however_many_processes_sh
 
 
 def test_bf16_trains_as_fp32_does_but_for_rounding(tiny: TinyCorpus, tmp_path: Path) -> None:
-    """In a process of its own: accelerate keeps one precision a process."""
+    """One after the other in one process, as an ablation may have them."""
     found = {}
     for precision in ("fp32", "bf16"):
-        arguments = pretrain_arguments(tiny, tmp_path / precision, precision=precision, steps=6, checkpoint_every=6)
-        finished = CtalProcess(arguments, tmp_path / f"{precision}-log").wait()
-        assert finished.code == 0, finished.errors
+        fields = {"precision": precision, "steps": 6, "checkpoint_every": 6}
+        run([tiny.store], tmp_path / precision, tokenizer=tiny.tokenizer, fields=fields)
         found[precision] = losses(tmp_path / precision)
     for step, values in found["fp32"].items():
         assert found["bf16"][step] == pytest.approx(values, rel=0.02)
@@ -266,6 +279,7 @@ def test_a_per_cent_of_either_loss_counts_as_much_in_the_best_checkpoint(tiny: T
         "+1 % of text, -1 % of audio"
     )
     assert objective.score({"loss": 5.8, "text_loss": 5.1, "audio_loss": 0.693}) > start
+    assert not objective.score({"loss": math.nan, "text_loss": math.nan, "audio_loss": math.nan}) <= start
     assert objective.score({"loss": 0.6, "text_loss": 0.0, "audio_loss": 0.6}) < objective.score(
         {"loss": 0.7, "text_loss": 0.0, "audio_loss": 0.7}
     )

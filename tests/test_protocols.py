@@ -74,6 +74,24 @@ def test_auto_takes_the_published_split_then_sessions_then_few_speakers_then_fol
     assert chosen == ["split", "leave-one-session-out", "leave-one-speaker-out", "5-fold"]
 
 
+def test_sessions_in_which_the_same_people_speak_are_not_left_out_unless_asked_and_then_said() -> None:
+    source = corpus(speakers=4)
+    for number, labels in enumerate(source.labels):
+        labels["session"] = f"day {number % 3}"
+    rows = np.arange(len(source.ids))
+
+    assert make_protocol("auto", source, rows, 0.1).name == "leave-one-speaker-out"
+    asked = make_protocol("leave-one-session-out", source, rows, 0.1)
+    assert asked.description.endswith("; 4 speakers are in several sessions, so in the training part too")
+
+
+def test_a_session_may_be_called_0() -> None:
+    source = corpus(speakers=4)
+    source.labels = [{"session": int(name[1:])} for name in source.speakers]
+
+    assert make_protocol("auto", source, np.arange(len(source.ids)), 0.1).name == "leave-one-session-out"
+
+
 def test_no_session_is_in_two_folds_and_their_number_is_that_of_sessions() -> None:
     made, source = protocol("leave-one-session-out", sessions=True)
 

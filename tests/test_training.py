@@ -30,11 +30,11 @@ from ctal.batching import Corpus, Position
 from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
-from ctal.pretrain import PretrainingObjective, load_tokenizer, new_model
+from ctal.pretrain import PretrainingObjective, load_tokenizer, make_tokenizer, new_model
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
-from ctal.training import Batch, Metrics, NonFiniteLoss, Silence, parameter_groups, train
+from ctal.training import Batch, Forward, Metrics, NonFiniteLoss, Silence, parameter_groups, train
 
 
 def config_of(**fields: Any) -> PretrainConfig:
@@ -395,7 +395,7 @@ def test_resuming_a_finished_run_changes_nothing(tiny: TinyCorpus, tmp_path: Pat
 class Graded(PretrainingObjective):
     """Whose validation says that step 3 is the best."""
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+    def evaluate(self, model: Forward, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
         self.asked = getattr(self, "asked", -1) + 1
         loss = float(abs(self.asked - 3) + 1)
         return {"loss": loss, "text_loss": loss, "audio_loss": 0.0}
@@ -446,6 +446,16 @@ def test_a_resumed_run_must_have_the_same_architecture(
     assert name in refusal(lambda: train(other, config, tmp_path / "run", resume=True))
 
 
+def test_a_resumed_run_must_have_the_same_tokenizer(tiny: TinyCorpus, tmp_path: Path) -> None:
+    run(tiny, tmp_path / "run", steps=2)
+    config = config_of(steps=2)
+    other = objective_of(tiny, config)
+    (tmp_path / "lines.txt").write_text("quite other words that make quite other pieces of words\n")
+    make_tokenizer(tmp_path / "lines.txt", tmp_path / "tokenizer", 290)
+    other.processor.tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    assert "tokenizer is" in refusal(lambda: train(other, config, tmp_path / "run", resume=True))
+
+
 def test_a_resumed_run_must_have_the_same_data(tiny: TinyCorpus, tmp_path: Path) -> None:
     run(tiny, tmp_path / "run", steps=2)
     saved = tmp_path / "run" / "config.json"
@@ -478,7 +488,7 @@ class Diverging(PretrainingObjective):
 
     steps = 0
 
-    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: Forward, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
         found = super().losses(model, batch, counts)
         if torch.is_grad_enabled():
             self.steps += 1

@@ -35,7 +35,7 @@ from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
 from ctal.errors import InputError, did_you_mean, first_problem
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
-from ctal.files import folder_aside
+from ctal.files import file_aside, folder_aside, write_json
 from ctal.finetune import finetune
 from ctal.objective import open_corpus
 from ctal.precision import fast_precision
@@ -164,7 +164,8 @@ class _Settings:
         """Raises `InputError` naming plan, variant and field."""
         own = plan.variants[variant]
         fast = {"precision": fast_precision()}
-        pretraining = {**PRETRAINING[plan.size], **fast, **plan.pretraining, **own.pretraining}
+        steps = {"steps": PretrainConfig.model_fields["steps"].default}
+        pretraining = {**steps, **PRETRAINING[plan.size], **fast, **plan.pretraining, **own.pretraining}
         finetuning = {**FINETUNING[plan.size], **fast, "workers": 0, **plan.finetuning, **own.finetuning}
         architecture = {**MODEL_DEFAULTS.get(plan.size, {}), **_taken(pretraining, settable_fields())}
         head = {**HEAD_DEFAULTS.get(plan.size, {}), **_taken(finetuning, HEAD_FIELDS)}
@@ -179,7 +180,7 @@ class _Settings:
                 if unknown := next((name for name in fields if name not in own_fields), None):
                     hint = did_you_mean(unknown, [*own_fields, *others])
                     raise InputError(f"{stage}: unknown field '{unknown}'{hint}")
-            make_config(PretrainConfig, pretraining, {} if pretraining.get("steps") else {"steps": 1})
+            make_config(PretrainConfig, pretraining, {} if pretraining["steps"] else {"steps": 1})
             make_config(FinetuneConfig, finetuning)
             CtalConfig.of_size(plan.size, **architecture, **head)
         except InputError as error:
@@ -381,8 +382,9 @@ def _results(
     pretraining_hash = open_corpus(pretraining_stores).content_hash
     if tokenizer is None:
         tokenizer = out / f"tokenizer-{_key(pretraining_hash, plan.vocab_size)}"
-        if not (tokenizer / "tokenizer.json").is_file():
-            make_tokenizer(Path(pretraining_stores[0]), tokenizer, plan.vocab_size)
+        with _alone(tokenizer):
+            if not (tokenizer / "tokenizer.json").is_file():
+                make_tokenizer(Path(pretraining_stores[0]), tokenizer, plan.vocab_size)
     load_tokenizer(tokenizer)
     vocabulary = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     results = []
@@ -489,9 +491,8 @@ class _Rows:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        aside = self.path.with_suffix(".part")
-        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows), encoding="utf-8")
-        aside.replace(self.path)
+        with file_aside(self.path) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in self.rows)
 
     def of(self, plan: str, results: Iterable[_Result]) -> list[ResultRow]:
         """Those that are there."""
@@ -534,9 +535,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _write_cost(folder: Path, cost: Cost | None) -> None:
     """Marks a run as done; last of all. `cost` is None for a run that was interrupted: nobody knows what it took."""
     known = {"seconds": round(cost.seconds, 1), "peak_memory_mb": round(cost.peak_memory_mb)} if cost else {}
-    aside = folder / "cost.part"
-    aside.write_text(json.dumps({**known, "resumed": cost is None}))
-    aside.replace(folder / "cost.json")
+    write_json(folder / "cost.json", {**known, "resumed": cost is None})
 
 
 def _remove(folder: Path, *names: str) -> None:

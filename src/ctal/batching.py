@@ -196,7 +196,12 @@ class Corpus:
 
     @cached_property
     def speakers(self) -> list[str | None]:
-        return [name for store in self.stores for name in store.index.speakers]
+        """A name is one person's in a corpus; that of another corpus than the first begins with its corpus's name."""
+        return [
+            name if name is None or store.corpus == self.stores[0].corpus else f"{store.corpus}/{name}"
+            for store in self.stores
+            for name in store.index.speakers
+        ]
 
     @cached_property
     def splits(self) -> list[str | None]:

@@ -35,12 +35,19 @@ from ctal.batching import Corpus, Modality, TaskDataset, load
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
-from ctal.files import sha256_of
+from ctal.files import sha256_of, write_json
 from ctal.inference import load_task_model
 from ctal.metrics import GE2E_SPEAKERS, ge2e_eer
 from ctal.modeling_ctal import CtalTaskOutput
-from ctal.objective import CorpusObjective, environment, evaluation_microbatches, frame_counts, open_corpus
-from ctal.precision import autocast, check_precision, for_precision
+from ctal.objective import (
+    CorpusObjective,
+    environment,
+    evaluation_microbatches,
+    frame_counts,
+    open_corpus,
+    refuse_some_of,
+)
+from ctal.precision import check_precision, for_precision, forward_in
 from ctal.pretrain import load_processor
 from ctal.processing_ctal import CtalProcessor
 from ctal.protocols import Fold, Protocol, Trials, make_protocol, make_trials, read_trials, write_trials
@@ -57,7 +64,7 @@ from ctal.tasks import (
     trial_scores,
 )
 from ctal.text import encode_transcript
-from ctal.training import Batch, Metrics, Progress, Silence, process_state, train
+from ctal.training import Batch, Forward, Metrics, Progress, Silence, process_state, train
 
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds."""
@@ -175,11 +182,8 @@ def evaluate_task(
     if trials is not None:
         rows, pairs = _named_by(trials, corpus, heard)
         said, checksum = f"the trials of {trials}", None
-    elif not own and set(saved.get("store_hashes", ())) & {store.content_hash for store in corpus.stores}:
-        raise InputError(
-            f"{model_folder}: was trained on some of these stores together with others; give all of them in the "
-            "order of its run, so that its test part is known"
-        )
+    elif not own:
+        refuse_some_of(model_folder, saved, corpus)
     if not len(rows):
         raise InputError("everything in these stores that could be tested was trained on: evaluate on another store")
     _check_modality(model.config.fusion, inputs or config.inputs)
@@ -331,7 +335,9 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             return self.config.head_rate
         _, encoder, *rest = parameter.split(".")
         modality = encoder.removesuffix("_encoder")
-        is_idle = modality == "audio" and not self.model.head.fusion.uses_audio
+        fusion = self.model.head.fusion
+        is_idle = modality == "audio" and not fusion.uses_audio
+        is_idle |= modality == "text" and not (fusion.uses_text or self.model.config.audio_sees_text)
         if is_idle or self.config.frozen in (modality, "both"):
             return 0.0
         depth = int(rest[1]) if rest[0] == "layers" else -1
@@ -341,7 +347,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         """Utterances."""
         return torch.tensor([len(batch["labels"])], device=batch["labels"].device)
 
-    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: Forward, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
         inputs = {name: value for name, value in batch.items() if name != "rows"}
         weights = self.class_weights.to(batch["labels"].device) if self.class_weights is not None else None
         output = model(**inputs, class_weights=weights, utterance_count=counts[0])
@@ -351,7 +357,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             "orthogonality_loss": output.orthogonality_loss,
         }
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+    def evaluate(self, model: Forward, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
         """The task's metrics on the validation part; none where there is none."""
         outputs = collect_outputs(self.task, model, batches, self.validation_rows, reduce)
         return self.task.measure(outputs, self.truth) if self.truth else {}
@@ -467,10 +473,6 @@ def judge_rows(
     lengths = frame_counts(corpus, processor, model.config.audio.max_frames)
     mine = evaluation_microbatches(rows, lengths, config.batch_frames)[state.process_index :: state.num_processes]
 
-    def forward(**inputs: Tensor) -> CtalTaskOutput:
-        with autocast(device, precision):
-            return asked(**inputs)
-
     def reduce(values: Tensor) -> Tensor:
         reduced = reduce_over_ranks(values.to(device), "sum")
         assert isinstance(reduced, Tensor)
@@ -478,7 +480,7 @@ def judge_rows(
 
     with closing(load(dataset, iter(mine), config.workers)) as batches:
         moved = ({name: value.to(device) for name, value in batch.items()} for batch in batches)
-        outputs = collect_outputs(task, forward, moved, rows, reduce)
+        outputs = collect_outputs(task, forward_in(precision, device, asked), moved, rows, reduce)
     truth = truth_of(task, corpus, targets, rows, trials)
     metrics = task.measure(outputs, truth)
     judged: Evaluation = {
@@ -528,8 +530,8 @@ def _predictions(
 def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, start_from: Path) -> Protocol:
     """The protocol of a run, checked before anything is trained.
 
-    Raises `InputError` where a part has no pairs of both kinds, or where the weights to start from have learned labels
-    of what would be judged.
+    Raises `InputError` where a part has no pairs of both kinds, or nothing but neutral sentiment, or where the weights
+    to start from have learned labels of what would be judged.
     """
     protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
     run = start_from / "run.json"
@@ -554,6 +556,14 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
     elif _has_pretraining_heard(start, corpus, protocol):
         said = f"{protocol.description}; pre-training has heard the test part's audio, without labels"
         protocol = replace(protocol, description=said)
+    if task.problem_type == "regression":
+        for fold in protocol.folds:
+            for name, rows in (("validation", fold.validation), ("test", fold.test)):
+                if len(rows) and not targets.values[rows].any():
+                    raise InputError(
+                        f"fold {fold.name}: every label of its {name} part is 0, which leaves two classes undefined; "
+                        "use --set protocol=5-fold, or give more utterances"
+                    )
     if task.compares:
         for fold in protocol.folds:
             speakers = len({corpus.speakers[row] for row in fold.test} - {None})
@@ -673,7 +683,7 @@ def _write(run: Path, evaluation: Evaluation) -> None:
     (folder / "run.json").write_text(json.dumps(saved, indent=1))
     task = get_task(evaluation["task"])
     (folder / "README.md").write_text(task_card(task, CtalConfig.from_pretrained(folder), saved))
-    (run / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
+    write_json(run / "evaluation.json", evaluation)
 
 
 def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) -> Evaluation:
@@ -709,7 +719,7 @@ def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) ->
     saved = json.loads((out / "model" / "run.json").read_text()) | {"over_folds": means}
     (out / "model" / "run.json").write_text(json.dumps(saved, indent=1))
     (out / "model" / "README.md").write_text(task_card(task, CtalConfig.from_pretrained(out / "model"), saved))
-    (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
+    write_json(out / "evaluation.json", evaluation)
     return evaluation
 
 

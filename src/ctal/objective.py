@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import ctal
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE
 from ctal.batching import EVALUATION, Corpus, Microbatch, PlannedStep, Position, StepPlan, deal, plan_from
+from ctal.errors import InputError
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import RunConfig
 from ctal.store import Store
@@ -77,6 +78,15 @@ class CorpusObjective(Generic[Model, Config]):
             "audio_hours": round(float(self.corpus.seconds[self.train_rows].sum()) / 3600, 3),
             **environment(),
         }
+
+
+def refuse_some_of(model: Path, run: Mapping[str, Any], corpus: Corpus) -> None:
+    """Raises `InputError` where `corpus` has some of the stores that the run of `model` had, but is not its corpus."""
+    if set(run.get("store_hashes", ())) & {store.content_hash for store in corpus.stores}:
+        raise InputError(
+            f"{model}: was trained on some of these stores together with others; give all of them in the order of its "
+            "run, so that what it has not heard is known"
+        )
 
 
 def frames_per_second(processor: CtalProcessor) -> float:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -51,6 +52,16 @@ def for_precision(model: Model, precision: str) -> Model:
         # A classifier of speakers compares with its weights by angle, so they stay as they are.
         spec = {nn.Linear: per_channel_dynamic_qconfig, "classifier": None}
         return quantize_dynamic(copy.deepcopy(model).eval(), spec, inplace=True)
+
+
+def forward_in(precision: str, device: torch.device, model: nn.Module) -> Callable[..., Any]:
+    """The forward pass of `model` in `precision`, and nothing else: not what makes its batches."""
+
+    def forward(**inputs: torch.Tensor) -> Any:
+        with autocast(device, precision):
+            return model(**inputs)
+
+    return forward
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,15 +22,15 @@ from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import diagnose
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
-from ctal.files import folder_aside
+from ctal.files import folder_aside, write_json
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import CtalForPreTraining
-from ctal.objective import CorpusObjective, environment, open_corpus
+from ctal.objective import CorpusObjective, environment, open_corpus, refuse_some_of
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
 from ctal.text import SPECIAL_TOKENS, encode_transcript, train_tokenizer
-from ctal.training import Batch, Metrics, Progress, Silence, process_state, train
+from ctal.training import Batch, Forward, Metrics, Progress, Silence, process_state, train
 
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds: `step`, `held_out`, `comparisons` (see `ctal.diagnostics.Comparison`), provenance."""
@@ -80,22 +81,25 @@ def pretrain(
     if not (diagnosed and process_state().is_main_process):
         return None
     evaluation = evaluate_model(stores, out / "model")
-    (out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
+    write_json(out / "evaluation.json", evaluation)
     return evaluation
 
 
 def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
     """Measures the model in `folder` on the held-out part of `stores`: `ctal.diagnostics`, as JSON.
 
-    What is held out, and under which masks, is what the run that made the model held out; a model from elsewhere is
-    measured with the default settings.
+    What is held out, and under which masks, is what the run that made the model held out. On other data it is what such
+    a run would hold out, and `held_out` says that training may have heard it. A model from elsewhere is measured with
+    the default settings. Raises `InputError` for only some of a run's stores: another part of them would be held out.
     """
     processor, model = load_model(folder)
     run = folder / "run.json"
     saved = json.loads(run.read_text()) if run.is_file() else {"config": {}, "step": 0}
-    objective = PretrainingObjective(
-        model, processor, open_corpus(stores), make_config(PretrainConfig, saved["config"])
-    )
+    corpus = open_corpus(stores)
+    is_own = saved.get("data_hash") == corpus.content_hash
+    if not is_own:
+        refuse_some_of(folder, saved, corpus)
+    objective = PretrainingObjective(model, processor, corpus, make_config(PretrainConfig, saved["config"]))
     extractor = processor.feature_extractor
     comparisons = diagnose(
         model,
@@ -106,7 +110,7 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
     )
     return {
         "step": saved["step"],
-        "held_out": objective.split.rule,
+        "held_out": objective.split.rule if is_own else f"{objective.split.rule}; training may have heard it",
         "data_hash": objective.corpus.content_hash,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         **environment(),
@@ -161,6 +165,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal where a text has the same ids."""
+    # Without what a call leaves behind in it: how it pads and cuts.
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, Any]) -> CtalForPreTraining:
     """A model with fresh weights that fits the processor."""
     fitted = {"vocab_size": len(processor.tokenizer), "feature_size": processor.feature_extractor.feature_size}
@@ -185,7 +196,12 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
 
     def identity(self) -> dict[str, Any]:
         """See `ctal.training.Objective`, as for all methods that it has."""
-        return {"data_hash": self.corpus.content_hash, **self.model.config.architecture()}
+        return {
+            "data_hash": self.corpus.content_hash,
+            "tokenizer": tokenizer_hash(self.processor.tokenizer),
+            "features": self.processor.feature_extractor.analysis,
+            **self.model.config.architecture(),
+        }
 
     def score(self, metrics: Metrics) -> float:
         """The product of both losses, as its logarithm: a per cent of either counts as much.
@@ -193,7 +209,8 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         In their sum nats outweigh L1: a text encoder that begins to learn few transcripts by heart would end the
         progress of the audio.
         """
-        return sum(math.log(metrics[name]) for name in ("text_loss", "audio_loss") if metrics[name] > 0)
+        # No masked word at all is a loss of 0; one that is not a number must not be the best.
+        return sum(math.log(metrics[name]) for name in ("text_loss", "audio_loss") if metrics[name] != 0)
 
     def rate_scale(self, parameter: str) -> float:
         return 1.0
@@ -219,11 +236,11 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         """Masked tokens and masked frames."""
         return torch.stack([(batch["labels"] != IGNORED).sum(), batch["mask_time_indices"].sum()])
 
-    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: Forward, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
         output = model(**batch, token_count=counts[0], frame_count=counts[1])
         return {"loss": output.loss, "text_loss": output.text_loss, "audio_loss": output.audio_loss}
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+    def evaluate(self, model: Forward, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
         """Both losses over all held-out tokens and frames, and their sum."""
         totals = torch.zeros(4, dtype=torch.float64)
         for batch in batches:

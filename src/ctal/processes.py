@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
@@ -16,6 +17,8 @@ from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import NamedTuple, NoReturn, TypeVar
+
+from ctal.errors import InputError
 
 ResultT = TypeVar("ResultT")
 Submit = Callable[[Callable[[], ResultT]], Future[ResultT]]
@@ -62,7 +65,7 @@ def training_pool(workers: int) -> Iterator[Submit]:
     """A function that gives calls to processes for trainings: one on each GPU, or with an even share of the cores.
 
     Ctrl-C, SIGTERM (as `Terminated`) or a failure in the block ends what is running in them with SIGTERM, so that each
-    training writes a checkpoint first.
+    training writes a checkpoint first. A process that the system kills is an `InputError`.
     """
     import torch
 
@@ -78,10 +81,15 @@ def training_pool(workers: int) -> Iterator[Submit]:
         with ProcessPoolExecutor(workers, context, _start_worker, (numbers, devices, threads)) as pool:
             try:
                 yield partial(pool.submit, _call)
-            except BaseException:
+            except BaseException as error:
                 for child in active_children():
                     child.terminate()
                 pool.shutdown(cancel_futures=True)
+                if isinstance(error, BrokenProcessPool):
+                    raise InputError(
+                        "a training was killed, perhaps for lack of memory; run the same command again to go on, if "
+                        "need be with fewer at a time"
+                    ) from None
                 raise
     finally:
         signal.signal(signal.SIGTERM, previous)

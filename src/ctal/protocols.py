@@ -65,9 +65,10 @@ def make_protocol(
 
     Args:
         name: One of `PROTOCOLS`. `auto` is the published split where there is one with a test part, else
-            `leave-one-session-out` where utterances have the label `session`, else `leave-one-speaker-out` of at most
-            12 speakers, else `5-fold`. `paper` has the folds of `auto` and chooses the epoch on the part that is
-            reported. `ge2e` is `auto` for speaker verification, with the authors' measure beside ours.
+            `leave-one-session-out` where utterances have the label `session` and nobody speaks in two of them, else
+            `leave-one-speaker-out` of at most 12 speakers, else `5-fold`. `paper` has the folds of `auto` and chooses
+            the epoch on the part that is reported. `ge2e` is `auto` for speaker verification, with the authors' measure
+            beside ours.
         validation_share: Share of the training utterances that choose the epoch, whole speakers of them, where the
             corpus prescribes none.
         in_pairs: Utterances are judged in pairs, for which one speaker or two are too few: `auto` goes on to `5-fold`.
@@ -102,7 +103,10 @@ def make_protocol(
             train, validation = groups.inner_split(np.concatenate(others), validation_share)
         folds.append(Fold(label, rows[np.sort(train)], rows[np.sort(validation)], rows[np.sort(test)]))
     chosen = _ON_TEST if name == "paper" else f"the epoch is chosen on other {groups.unit} of the training part"
-    return _protocol(corpus, name if name == "paper" else kind, f"{kind}, {len(folds)} folds; {chosen}", folds)
+    said = f"{kind}, {len(folds)} folds; {chosen}"
+    if kind == "leave-one-session-out" and (shared := groups.in_several_sessions()):
+        said += f"; {shared} speakers are in several sessions, so in the training part too"
+    return _protocol(corpus, name if name == "paper" else kind, said, folds)
 
 
 _ON_TEST = "the epoch is chosen on the part that is reported, as the authors did, which flatters"
@@ -121,10 +125,12 @@ class _Groups:
             name if self.by_speaker and name else f"utterance {corpus.ids[row]}"
             for row, name in zip(rows, names, strict=True)
         ]
+        self.names = names
         self.sessions = [corpus.labels[row].get("session") for row in rows]
+        self.have_sessions = None not in self.sessions
 
     def natural_kind(self, in_pairs: bool) -> str:
-        if all(self.sessions) and not in_pairs:
+        if self.have_sessions and len(set(self.sessions)) > 1 and not in_pairs and not self.in_several_sessions():
             return "leave-one-session-out"
         is_few = self.by_speaker and not in_pairs and len(set(self.owners)) <= FEW_SPEAKERS
         return "leave-one-speaker-out" if is_few else "5-fold"
@@ -132,7 +138,7 @@ class _Groups:
     def parts(self, kind: str) -> dict[str, np.ndarray]:
         """Name of a fold → positions that it leaves out."""
         if kind == "leave-one-session-out":
-            if not all(self.sessions):
+            if not self.have_sessions:
                 raise InputError("protocol=leave-one-session-out needs the label 'session' of every utterance")
             names: Sequence[str] = [str(name) for name in self.sessions]
         elif kind == "leave-one-speaker-out":
@@ -144,6 +150,11 @@ class _Groups:
             number = {name: position % FOLDS + 1 for position, name in enumerate(order)}
             names = [f"fold {number[name]}" for name in self.owners]
         return {name: np.flatnonzero(np.array(names) == name) for name in sorted(set(names))}
+
+    def in_several_sessions(self) -> int:
+        """Speakers who are."""
+        pairs = {(name, session) for name, session in zip(self.names, self.sessions, strict=True) if name}
+        return sum(count > 1 for count in Counter(name for name, _ in pairs).values())
 
     def inner_split(self, positions: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
         """(train, validation) positions: whole owners, by a hash of their names, until `share` is reached."""

@@ -33,7 +33,7 @@ from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,7 @@ import soundfile
 from ctal.audio import decode_audio, num_frames, resampled_length
 from ctal.corpora import Utterance
 from ctal.errors import InputError
+from ctal.files import ASIDE, disk_refuses, file_aside, write_json
 from ctal.processes import follow_parent, usable_cores
 
 FORMAT = "ctal-store"
@@ -72,8 +73,8 @@ _SHARD_SCHEMA = pa.schema(
 )
 Job = TypeVar("Job")
 
+_MEND = "make room or mend it, then run the same command again (finished shards are kept)"
 _HASHED = ["id", "sha256", "text", "speaker", "split", "labels"]
-_ASIDE = ".part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def prepare_store(
     else:
         with only_writer(store, folder):
             identity = {"format": FORMAT, "version": VERSION}
-            write_json(store / "store.json", {**identity, "complete": False})
+            write_json(store / "store.json", {**identity, "complete": False}, _MEND)
             _discard_strays(folder, keep={shard.name for shard in shards})
             kept = total - sum(len(shard.utterances) for shard in missing)
             report(kept, total)
@@ -177,7 +178,7 @@ def prepare_store(
             _sync_folders(folder, store)
             manifest = {**identity, "complete": True, "corpus": corpus, **counts}
             manifest |= {"quarantined": len(quarantined), "plan": plan}
-            write_json(store / "store.json", manifest)
+            write_json(store / "store.json", manifest, _MEND)
 
     return StoreSummary(
         path=store,
@@ -440,7 +441,7 @@ def _is_just_begun(store: Path) -> bool:
     """Whether a folder is empty, or holds what a run that was killed at once has left."""
     folder = store / "shards"
     names = {path.name for path in store.iterdir()}
-    return names <= {folder.name, f"store.json{_ASIDE}"} and (folder.name not in names or not any(folder.iterdir()))
+    return names <= {folder.name, f"store.json{ASIDE}"} and (folder.name not in names or not any(folder.iterdir()))
 
 
 def _check_usable(usable: int, quarantined: list[Quarantined], strict: bool) -> None:
@@ -475,49 +476,19 @@ def _is_finished(store: Path, plan: str) -> bool:
 # Files ------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` once it is whole and on disk; a failure leaves nothing and is an `InputError`."""
-    aside = path.with_name(path.name + _ASIDE)
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _disk_refuses(path, error) from error
-        raise
-
-
-def _disk_refuses(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{path}: cannot be written ({error.strerror or error}); make room or mend it, then run the same command "
-        "again (finished shards are kept)"
-    )
-
-
 def write_arrow(
     path: Path, batch: pa.RecordBatch, *, fingerprint: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes an Arrow file that is whole once it is there; `is_whole` asks for its fingerprint."""
     known = {**(metadata or {}), **({} if fingerprint is None else {"ctal.fingerprint": fingerprint})}
     batch = batch.replace_schema_metadata(known)
-    with _written_aside(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+    with file_aside(path, _MEND) as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
 def open_arrow(path: Path) -> pa.RecordBatch:
     """The one record batch of an Arrow file, memory-mapped: columns that are not touched are not read."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-
-
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    with _written_aside(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -537,7 +508,7 @@ def _quarantine_of(shard: Path) -> list[Quarantined]:
 
 
 def _write_quarantine(store: Path, entries: list[Quarantined]) -> None:
-    with _written_aside(store / "quarantine.jsonl") as file:
+    with file_aside(store / "quarantine.jsonl", _MEND) as file:
         file.writelines(json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n" for entry in entries)
 
 
@@ -552,7 +523,7 @@ def only_writer(store: Path, folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _disk_refuses(store, error) from error
+        raise disk_refuses(store, error, _MEND) from error
     try:
         import fcntl
     except ImportError:  # Windows: two writers would then hinder each other, no more

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ctal.audio import load_audio
 from ctal.errors import InputError
+from ctal.files import write_json
 from ctal.processes import usable_cores
-from ctal.store import Store, is_whole, only_writer, open_arrow, read_json, write_arrow, write_in_processes, write_json
+from ctal.store import Store, is_whole, only_writer, open_arrow, read_json, write_arrow, write_in_processes
 
 FORMAT = "ctal-features"
 VERSION = 1

@@ -30,13 +30,16 @@ from transformers import PreTrainedModel
 from ctal.batching import Microbatch, PlannedStep, Position, load, seeded_generator
 from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
 from ctal.errors import InputError
-from ctal.files import folder_aside
+from ctal.files import folder_aside, write_json
+from ctal.precision import forward_in
 from ctal.processes import Terminated
 from ctal.recipes import RunConfig, check_same, learning_rate
 from ctal.sharding import gather_to_main, gathered, shard, split_like, synchronise, whole
 
 Batch = Mapping[str, Tensor]
 Metrics = dict[str, float]
+Forward = Callable[..., Any]
+"""A model's forward pass."""
 
 
 class Objective(Protocol):
@@ -77,11 +80,11 @@ class Objective(Protocol):
         """(k,) what each loss's sum is divided by, once added up over a step."""
         ...
 
-    def losses(self, model: torch.nn.Module, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: Forward, batch: Batch, counts: Tensor) -> dict[str, Tensor]:
         """Scalars by name, already divided by the step's `counts`; the one called `loss` is minimised."""
         ...
 
-    def evaluate(self, model: torch.nn.Module, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
+    def evaluate(self, model: Forward, batches: Iterator[Batch], reduce: Callable[[Tensor], Tensor]) -> Metrics:
         """Metrics on this rank's held-out batches; `reduce` adds a tensor up over the ranks."""
         ...
 
@@ -176,9 +179,8 @@ class _Loop:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         _refuse_other_engines()
         self.objective, self.config, self.out, self.progress = objective, config, out, progress
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision="no" if config.precision == "fp32" else config.precision
-        )
+        # A process has one precision by accelerate, whatever it trains; ours is that of a run.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         if config.gradient_checkpointing:
@@ -188,7 +190,7 @@ class _Loop:
             shard(objective.model, self.accelerator.device)
         groups = parameter_groups(objective.model, config.weight_decay, objective.rate_scale)
         optimizer = torch.optim.AdamW(groups, lr=0.0, eps=config.adam_epsilon, fused=True)
-        # Prepared as if for evaluation a model gets its precision, but not DDP.
+        # Prepared as if for evaluation a model gets its device, but not DDP.
         self.model = self.accelerator.prepare_model(objective.model, evaluation_mode=is_sharded)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = dict(objective.model.named_parameters())
@@ -211,11 +213,12 @@ class _Loop:
                 for planned, batches in steps:
                     self._update(planned, batches)
                     last = self.state.step == self.config.steps
-                    if last or self.state.step % self.config.checkpoint_every == 0:
+                    is_due = last or self.state.step % self.config.checkpoint_every == 0
+                    if is_due:
                         self._validate()
+                    if is_due or self.is_ending:
                         self._save()
                     if self.is_ending and not last:
-                        self._save()
                         raise Terminated(f"stopped by SIGTERM after step {self.state.step}; go on with --resume")
             return self.state.best_metrics
         finally:
@@ -240,7 +243,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            saved.write_text(json.dumps(self._identity(), indent=1))
+            write_json(saved, self._identity())
             self._forget_later_metrics()
         return plan
 
@@ -278,7 +281,7 @@ class _Loop:
             synchronise(self.model, last)
             waiting: AbstractContextManager = nullcontext() if last else self.accelerator.no_sync(self.model)
             with waiting:
-                named = self.objective.losses(self.model, batch, counts)
+                named = self.objective.losses(self._forward(self.model), batch, counts)
                 losses.append({name: value * weight for name, value in named.items()})
                 # Gradients are averaged over ranks, but each loss is a share of the whole already.
                 self.accelerator.backward(losses[-1]["loss"] * self.ranks)
@@ -321,7 +324,7 @@ class _Loop:
         model = self.accelerator.unwrap_model(self.model)
         with whole(model):
             with closing(load(self.objective.dataset, iter(mine), self.config.workers)) as batches:
-                metrics = self.objective.evaluate(model, map(self._on_device, batches), self._reduce)
+                metrics = self.objective.evaluate(self._forward(model), map(self._on_device, batches), self._reduce)
             self._record("validation", metrics)
             self.progress.validated(self.state.step, metrics)
             metric = self.objective.score(metrics)
@@ -386,6 +389,9 @@ class _Loop:
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
+
+    def _forward(self, model: torch.nn.Module) -> Forward:
+        return forward_in(self.config.precision, self.accelerator.device, model)
 
     def _on_device(self, batch: Batch) -> Batch:
         return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
