@@ -18,7 +18,7 @@ import soundfile
 from conftest import REPOSITORY, Cli, CtalProcess, Finished, TinyCorpus, pretrain_arguments, record
 from ctal.cli import app
 from ctal.configuration_ctal import settable_fields
-from ctal.recipes import PretrainConfig
+from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig
 from ctal.store import Store
 
 VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
@@ -127,7 +127,7 @@ def test_unknown_corpora_and_tasks_are_named_with_the_nearest(ctal: Cli, tiny: T
 def test_what_is_not_a_store_a_tokenizer_or_a_model_is_named(ctal: Cli, tiny: TinyCorpus, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for path in (tmp_path, tmp_path / "nowhere"):
-        fixed = ["--out", out, "--size", "nano"]
+        fixed = ["--out", out]
         assert refusal(ctal("pretrain", path, "--tokenizer", tiny.tokenizer, *fixed)).startswith(f"{path}: ")
         assert refusal(ctal("pretrain", tiny.store, "--tokenizer", path, *fixed)).startswith(f"{path}: no tokenizer")
         assert refusal(ctal("pretrain", tiny.store, "--from", path, *fixed)).startswith(f"{path}: not a model folder")
@@ -216,6 +216,34 @@ def test_the_journey_from_a_folder_to_a_measured_model(ctal: Cli, tmp_path: Path
     assert evaluated.code == 0
     measured = json.loads(evaluated.output)
     assert measured == json.loads((tmp_path / "run" / "evaluation.json").read_text())
+
+
+def test_continuing_takes_the_recipe_of_the_model_s_size_and_its_own_tokenizer(
+    ctal: Cli, tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    options = ["--set", "batch_frames=400", "--set", "workers=0", "--set", "validation_share=0.3", "--steps", "2"]
+    first = ("--tokenizer", tiny.tokenizer, "--size", "nano", "--out", tmp_path / "one")
+    assert ctal("pretrain", tiny.store, *first, *options).code == 0
+    model = tmp_path / "one" / "model"
+    assert ctal("pretrain", tiny.store, "--from", model, "--out", tmp_path / "two", *options).code == 0
+    saved = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("one", "two")]
+    assert saved[0] == saved[1]
+    other = ctal("pretrain", tiny.store, "--from", model, "--out", tmp_path / "three", "--tokenizer", tiny.tokenizer)
+    assert f"is that of --from {model}; leave it out" in refusal(other)
+
+
+def test_settings_are_those_of_the_recipe_of_a_size_and_say_what_they_mean(ctal: Cli) -> None:
+    def shown(*arguments: str) -> dict[str, list[str]]:
+        lines = [line.split("│") for line in ctal("settings", *arguments).output.splitlines()]
+        return {cells[1].strip(): [cell.strip() for cell in cells[2:4]] for cells in lines if len(cells) > 3}
+
+    assert shown("--size", "mini")["learning_rate"][0] == str(PRETRAINING["mini"]["learning_rate"])
+    assert shown()["frame_stack"][0] == "1"
+    assert shown("--size", "mini")["frame_stack"][0] == str(MODEL_DEFAULTS["mini"]["frame_stack"])
+    assert shown()["max_position_embeddings"][0] == "512 / 3000"
+    fusion = shown("finetune", "--size", "mini")["fusion"]
+    assert fusion[0] == '"orthogonal"'
+    assert fusion[1].startswith("head: How a task's head combines text and audio: `orthogonal`")
 
 
 def test_settings_lists_every_field(ctal: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

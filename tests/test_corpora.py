@@ -7,6 +7,7 @@ import pytest
 
 from conftest import REAL, needs_real
 from ctal.corpora import Utterance, get_corpus
+from ctal.corpora.folder import transcript_beside
 from ctal.errors import InputError
 
 
@@ -122,10 +123,17 @@ def test_links_to_folders_are_followed_though_not_in_circles(tmp_path: Path):
     assert [u.id for u in utterances("folder", tmp_path / "root")] == ["link/a"]
 
 
-def test_a_transcript_in_another_encoding_is_named(tmp_path: Path):
-    touch(tmp_path / "a.wav")
+def test_a_transcript_in_another_encoding_is_left_to_the_store_to_quarantine_and_named_where_it_is_wanted(
+    tmp_path: Path,
+):
+    touch(tmp_path / "a.wav", tmp_path / "b.wav")
     (tmp_path / "a.txt").write_bytes("Grüße".encode("latin-1"))
-    assert "a.txt: not UTF-8" in refusal("folder", tmp_path)
+    (tmp_path / "b.txt").write_text("welt")
+    first, second = utterances("folder", tmp_path)
+    assert (first.text or "").encode(errors="surrogateescape") == "Grüße".encode("latin-1")
+    assert second.text == "welt"
+    with pytest.raises(InputError, match=r"a\.txt: not UTF-8 text"):
+        transcript_beside(tmp_path / "a.wav")
 
 
 # Manifests --------------------------------------------------------------------------------------------------------

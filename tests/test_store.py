@@ -260,6 +260,13 @@ def test_a_name_in_an_unknown_encoding_is_quarantined_printably(tmp_path: Path):
     assert prepare(utterances, tmp_path / "store").up_to_date
 
 
+def test_a_transcript_in_an_unknown_encoding_is_quarantined(tmp_path: Path):
+    good, bad = corpus_of(tmp_path / "audio", 2)
+    summary = prepare([good, replace(bad, text=os.fsdecode(b"gr\xfc\xdfe"))], tmp_path / "store")
+    assert summary.utterances == 1
+    assert summary.quarantined[0].reason.endswith("rename the file, or save the text as UTF-8")
+
+
 # Again, interrupted, changed --------------------------------------------------------------------------------------
 
 
@@ -414,6 +421,15 @@ def test_nothing_that_is_not_this_store_is_overwritten(tmp_path: Path):
     prepare(utterances, tmp_path / "store")
     with pytest.raises(InputError, match="holds the corpus 'test'"):
         prepare_store(utterances, tmp_path / "store", corpus="other")
+
+
+def test_a_store_of_other_recordings_is_not_replaced_and_those_that_are_gone_are_counted(tmp_path: Path):
+    one, two, three = (Utterance(name, record(tmp_path / f"{name}.wav")) for name in ("one", "two", "three"))
+    assert prepare([one, two], tmp_path / "store").removed == 0
+    before = contents(tmp_path / "store")
+    assert "holds 2 other utterances; name a new folder" in refusal(lambda: prepare([three], tmp_path / "store"))
+    assert contents(tmp_path / "store") == before
+    assert prepare([two, three], tmp_path / "store").removed == 1
 
 
 def test_a_folder_that_a_kill_left_at_once_is_taken_up(tmp_path: Path):

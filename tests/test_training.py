@@ -371,6 +371,28 @@ def test_sigterm_saves_exits_with_143_and_resume_goes_on_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+def test_ctrl_c_saves_too_and_a_second_one_does_not_wait(tiny: TinyCorpus, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = CtalProcess(pretrain_arguments(tiny, out, steps=1000, workers=1), tmp_path)
+    wait_until(lambda: (out / "metrics.jsonl").is_file() and len(losses(out)) >= 2)
+    os.killpg(process.group, signal.SIGINT)
+    stopped = process.wait(30)
+    assert stopped.code == 130, stopped.errors
+    assert "ctal: stopped by Ctrl-C after step" in stopped.errors.splitlines()[-1]
+    assert list_checkpoints(out / "checkpoints")
+    objective = objective_of(tiny, config_of(steps=50))
+    with pytest.raises(KeyboardInterrupt):
+        train(objective, config_of(steps=50), tmp_path / "other", progress=Impatient())
+
+
+class Impatient(Silence):
+    """Presses Ctrl-C twice."""
+
+    def step(self, done: int, speed: float, losses: Metrics) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_sigterm_to_the_whole_group_spares_the_workers_until_the_checkpoint_is_written(
     tiny: TinyCorpus, tmp_path: Path
 ) -> None:

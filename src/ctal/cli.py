@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -42,7 +42,7 @@ SettingsOption = Annotated[
 
 
 def main() -> NoReturn:
-    """Entry point. Exit codes: 0 done, 2 wrong usage or input, 1 a fault of ours, 143 stopped by SIGTERM."""
+    """Entry point. Exit codes: 0 done, 2 wrong usage or input, 1 a fault of ours, 143 by SIGTERM, 130 by Ctrl-C."""
     share_cores(os.environ)
     try:
         app()
@@ -141,9 +141,12 @@ def pretrain(
     stores: StoresArgument,
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; RUN/model is the result.")],
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer, for a new model.")] = None,
-    size: Annotated[str, typer.Option(help="nano, mini, tiny, base or large.")] = "base",
+    size: Annotated[
+        str | None, typer.Option(help="nano, mini, tiny, base or large: the model and its recipe.  [default: base]")
+    ] = None,
     start_from: Annotated[
-        Path | None, typer.Option("--from", metavar="MODEL", help="Continue this model's weights.")
+        Path | None,
+        typer.Option("--from", metavar="MODEL", help="Continue this model's weights, by the recipe of its size."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates; by default the recipe's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN's newest checkpoint.")] = False,
@@ -151,18 +154,23 @@ def pretrain(
 ) -> None:
     """Pre-train on audio-text pairs: masked language modelling and masked cross-modal acoustic modelling.
 
-    Runs on one process as it is, and on many under `accelerate launch` or `torchrun`. SIGTERM saves a checkpoint.
-    `ctal settings` lists what `--set` takes.
+    Runs on one process as it is, and on many under `accelerate launch` or `torchrun`. Ctrl-C and SIGTERM save a
+    checkpoint, from which `--resume` goes on. `ctal settings --size mini` lists what `--set` takes.
 
     Example: `ctal pretrain my-store --tokenizer my-tokenizer --out run --size mini --steps 2000`
     """
-    from ctal.configuration_ctal import SIZES, settable_fields
+    from ctal.configuration_ctal import settable_fields
     from ctal.pretrain import pretrain as run
+    from ctal.pretrain import size_of
     from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig, make_config, parse_settings
     from ctal.report import write_pretraining_report
 
-    if size not in SIZES:
-        raise InputError(f"--size {size}: unknown{did_you_mean(size, SIZES)}; choose from {', '.join(SIZES)}")
+    if start_from:
+        for option, value in {"--size": size, "--tokenizer": tokenizer}.items():
+            if value is not None:
+                raise InputError(f"{option} {value}: is that of --from {start_from}; leave it out")
+        size = size_of(start_from)
+    size = _checked_size(size or "base")
     fields = parse_settings(settings or [], [*PretrainConfig.model_fields, *settable_fields()])
     architecture = {name: fields.pop(name) for name in list(fields) if name in settable_fields()}
     if start_from and architecture:
@@ -186,6 +194,14 @@ def pretrain(
         print(
             f"{out / 'model'}: the best model, after step {evaluation['step']}; {out / 'report.html'}: what it learned"
         )
+
+
+def _checked_size(size: str) -> str:
+    from ctal.configuration_ctal import SIZES
+
+    if size not in SIZES:
+        raise InputError(f"--size {size}: unknown{did_you_mean(size, SIZES)}; choose from {', '.join(SIZES)}")
+    return size
 
 
 class _FinetuneCommand(TyperCommand):
@@ -228,7 +244,7 @@ def finetune(
     """
     from ctal.configuration_ctal import HEAD_FIELDS
     from ctal.finetune import finetune as run
-    from ctal.finetune import size_of
+    from ctal.pretrain import size_of
     from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, make_config, parse_settings
     from ctal.report import write_task_report
 
@@ -479,7 +495,8 @@ class _AblateCommand(TyperCommand):
 _PLAN_HELP = (
     "A **plan of your own** is a YAML file with `size`, `seeds`, `base` (a variant's name) and `variants`: name → "
     "fields that differ, in `pretraining:` and `finetuning:` (those of `--set` there; `pretraining: {steps: 0}` is "
-    "none). Optional: `about`, `tasks`, `vocab_size`, `vary_pretraining`, and `pretraining:` and `finetuning:` of all "
+    "none). A variant may also have `about`, `tasks`, and `expected: worse` or `better`, the claim that the report "
+    "judges; a plan `about`, `tasks`, `vocab_size`, `vary_pretraining`, and `pretraining:` and `finetuning:` of all "
     "variants."
 )
 
@@ -669,32 +686,47 @@ def report(
 @app.command()
 def settings(
     verb: Annotated[str, typer.Argument(metavar="VERB", help="pretrain or finetune.")] = "pretrain",
+    size: Annotated[str, typer.Option(help="nano, mini, tiny, base or large.")] = "base",
 ) -> None:
-    """List the fields that `--set` takes, with their defaults.
+    """List the fields that `--set` takes, with what they are in the recipe of a size.
 
-    Example: `ctal settings finetune`
+    Example: `ctal settings finetune --size mini`
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from ctal.configuration_ctal import HEAD_FIELDS, CtalConfig, owners_of, settable_fields
-    from ctal.recipes import FinetuneConfig, PretrainConfig
+    from ctal.configuration_ctal import HEAD_FIELDS, CtalConfig, meanings, owners_of, settable_fields
+    from ctal.recipes import (
+        FINETUNING,
+        HEAD_DEFAULTS,
+        MODEL_DEFAULTS,
+        PRETRAINING,
+        FinetuneConfig,
+        PretrainConfig,
+        make_config,
+    )
 
     if verb not in ("pretrain", "finetune"):
         raise InputError(f"settings of '{verb}'{did_you_mean(verb, ('pretrain', 'finetune'))}: pretrain or finetune")
-    table = Table("field", "default", "meaning")
-    fields = dict((PretrainConfig if verb == "pretrain" else FinetuneConfig).model_fields)
-    if verb == "finetune":
-        fields.pop("steps")  # it follows from --epochs, or is --steps
-    for name, field in fields.items():
-        table.add_row(name, json.dumps(field.default), field.description or "")
+    size = _checked_size(size)
+    kind, recipe = (PretrainConfig, PRETRAINING) if verb == "pretrain" else (FinetuneConfig, FINETUNING)
+    table = Table("field", f"with --size {size}", "meaning")
+
+    def row(name: str, values: Iterable[Any], meaning: str) -> None:
+        # Text: brackets are not markup.
+        table.add_row(name, " / ".join(dict.fromkeys(map(json.dumps, values))), Text(" ".join(meaning.split())))
+
+    for name, value in make_config(kind, recipe[size]).model_dump().items():
+        if (verb, name) != ("finetune", "steps"):  # it follows from --epochs, or is --steps
+            row(name, [value], kind.model_fields[name].description or "")
     table.add_section()
-    if verb == "pretrain":
-        for name, default in settable_fields().items():
-            table.add_row(name, json.dumps(default), f"of the model: {', '.join(owners_of(name))}")
-    else:
-        for name in HEAD_FIELDS:
-            table.add_row(name, json.dumps(getattr(CtalConfig, name)), "of the task's head")
+    model = CtalConfig.of_size(size, **MODEL_DEFAULTS.get(size, {}), **HEAD_DEFAULTS.get(size, {}))
+    parts = {"both": model, "text encoder": model.text, "audio encoder": model.audio}
+    for name in settable_fields() if verb == "pretrain" else HEAD_FIELDS:
+        owners = owners_of(name)
+        whose = "head" if verb == "finetune" else ", ".join(owners).replace("both", "model")
+        row(name, [getattr(parts[owner], name) for owner in owners], f"{whose}: {meanings().get(name, '')}")
     Console().print(table)
 
 
@@ -726,7 +758,8 @@ def _with_bar(
 
 @contextmanager
 def _training() -> Iterator[TrainingProgress]:
-    """A progress bar; ends the process with 143 after SIGTERM, and with 1 and one line when training diverged."""
+    """A progress bar; ends the process with 143 after SIGTERM, 130 after Ctrl-C, and with 1 and one line when training
+    diverged."""
     from ctal.console import TrainingProgress
     from ctal.processes import Terminated
     from ctal.training import NonFiniteLoss
@@ -736,7 +769,7 @@ def _training() -> Iterator[TrainingProgress]:
         yield progress
     except (Terminated, NonFiniteLoss) as ending:
         progress.note(f"ctal: {ending}")
-        sys.exit(143 if isinstance(ending, Terminated) else 1)
+        sys.exit(ending.exit_code if isinstance(ending, Terminated) else 1)
     finally:
         progress.stop()
 
@@ -746,6 +779,8 @@ def _show_summary(summary: StoreSummary) -> None:
         print(f"left out {entry.id}: {entry.reason}", file=sys.stderr)
     if summary.quarantined:
         print(f"{len(summary.quarantined)} left out, listed in {summary.path / 'quarantine.jsonl'}", file=sys.stderr)
+    if summary.removed:
+        print(f"{summary.removed} utterances of before are no longer in it", file=sys.stderr)
     state = "up to date" if summary.up_to_date else "written"
     print(
         f"{summary.path}: {state}, {summary.utterances} utterances, {summary.hours:.2f} h, "

@@ -6,6 +6,9 @@ are ours, for laptops and for tests.
 
 from __future__ import annotations
 
+import ast
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -281,6 +284,17 @@ def settable_fields() -> dict[str, Any]:
         for name, default in architecture_fields().items()
         if name not in fitted and not name.endswith("_token_id")
     }
+
+
+def meanings() -> dict[str, str]:
+    """What the fields that have more to say than their name say below it in this file."""
+    said: dict[str, list[str]] = {}
+    for kind in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        for field, below in pairwise(kind.body if isinstance(kind, ast.ClassDef) else ()):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    said.setdefault(name, []).append(" ".join(text.split()))
+    return {name: " ".join(texts) for name, texts in said.items()}
 
 
 def owners_of(name: str) -> list[str]:

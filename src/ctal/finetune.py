@@ -264,12 +264,6 @@ def load_model_for(task: Task, folder: Path) -> tuple[TaskModel, CtalProcessor, 
     return loaded.model, loaded.processor, dict(loaded.run)
 
 
-def size_of(folder: Path) -> str:
-    """The name in `ctal.configuration_ctal.SIZES` that the model in `folder` is nearest to."""
-    load_processor(folder)  # says what is wrong with a folder that is not a model's
-    return CtalConfig.from_pretrained(folder).size
-
-
 def class_names(config: CtalConfig) -> tuple[str, ...]:
     """Names of a model's classes, by number; none for a regression."""
     if config.problem_type == "regression":

@@ -351,6 +351,8 @@ def sinusoids(positions: int, width: int) -> Tensor:
 class CtalModel(CtalPreTrainedModel):
     """Both encoders, without a head."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^(text_head|audio_head|head|classifier)\."]  # noqa: RUF012 (of any other)
+
     def __init__(self, config: CtalConfig) -> None:
         super().__init__(config)
         self.text_encoder = TextEncoder(config.text)
@@ -596,7 +598,7 @@ class _CtalForTask(CtalPreTrainedModel):
 
     accepts_loss_kwargs = False
     """As in `CtalForPreTraining`."""
-    _keys_to_ignore_on_load_unexpected = [r"^text_head\.", r"^audio_head\."]  # noqa: RUF012 (of pre-training)
+    _keys_to_ignore_on_load_unexpected = [r"^(text_head|audio_head)\."]  # noqa: RUF012 (of pre-training)
 
     def __init__(self, config: CtalConfig) -> None:
         super().__init__(config)

@@ -132,6 +132,12 @@ def load_processor(folder: Path) -> CtalProcessor:
     return CtalProcessor.from_pretrained(folder)
 
 
+def size_of(folder: Path) -> str:
+    """The name in `ctal.configuration_ctal.SIZES` that the model in `folder` is nearest to."""
+    load_processor(folder)  # says what is wrong with a folder that is not a model's
+    return CtalConfig.from_pretrained(folder).size
+
+
 def make_tokenizer(source: Path, out: Path, vocab_size: int) -> int:
     """Trains a tokenizer on a store's transcripts, its test part left out, or on a text file's lines.
 

@@ -25,7 +25,11 @@ Submit = Callable[[Callable[[], ResultT]], Future[ResultT]]
 
 
 class Terminated(Exception):
-    """SIGTERM was received; what can be gone on with is saved."""
+    """A signal ended the work, by default SIGTERM; what can be gone on with is saved."""
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def follow_parent() -> None:

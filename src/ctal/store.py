@@ -103,6 +103,8 @@ class StoreSummary:
     quarantined: tuple[Quarantined, ...]
     up_to_date: bool
     """True when the store was whole already and nothing was written."""
+    removed: int
+    """Utterances that the store had before and has no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +140,20 @@ def prepare_store(
     """Write `utterances`, in their order, into the store at `store`, in `workers` processes (default: one a core).
 
     Run again on the same input it writes nothing; interrupted, it goes on where it stopped; on changed input it
-    rewrites the shards that changed. A recording that cannot be used, or whose id is taken, goes into quarantine.
-    `progress` gets (done, total) in utterances. Workers are spawned: a script that calls this needs the usual
-    `if __name__ == "__main__":`.
+    rewrites the shards that changed; utterances that are no longer in it are counted in `removed`. A recording that
+    cannot be used, or whose id is taken, goes into quarantine. `progress` gets (done, total) in utterances. Workers are
+    spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
 
-    Raises `InputError` if no utterance is usable, if `strict` and one is not, if `store` holds something else, if
-    the disk refuses, or if a worker process is killed. What was finished by then is kept for the next run.
+    Raises `InputError` if no utterance is usable, if `strict` and one is not, if `store` holds something else or none
+    of the utterances, if the disk refuses, or if a worker process is killed. What was finished by then is kept for the
+    next run.
     """
     shards, duplicates, total = _plan(utterances)
     if not total:
         raise InputError(f"the corpus '{corpus}' has no utterances: nothing to prepare")
-    _check_target(store, corpus)
+    old, new = _ids_in(store, corpus), {utterance.id for shard in shards for utterance in shard.utterances}
+    if old and not old & new:
+        raise InputError(f"{store}: holds {len(old)} other utterances; name a new folder, or delete it first")
     plan = hashlib.sha256(
         json.dumps([[shard.fingerprint for shard in shards], [asdict(entry) for entry in duplicates]]).encode()
     ).hexdigest()
@@ -191,6 +196,7 @@ def prepare_store(
         content_hash=manifest["content_hash"],
         quarantined=tuple(quarantined),
         up_to_date=up_to_date,
+        removed=len(old - new),
     )
 
 
@@ -315,7 +321,8 @@ def _row(utterance: Utterance, decode: Callable[[Path], tuple[np.ndarray, int]])
     try:
         "".join(filter(None, (utterance.id, utterance.text, utterance.speaker, utterance.split, labels))).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{name}: its name or text is not valid Unicode; rename the file or mend the text") from None
+        reason = "its name or text is not valid Unicode; rename the file, or save the text as UTF-8"
+        raise InputError(f"{name}: {reason}") from None
     if _is_segment(utterance):
         whole, sampling_rate = decode(utterance.audio)
         wave = _cut(whole, sampling_rate, utterance)
@@ -423,8 +430,9 @@ def _write_index(store: Path, shards: list[_Shard]) -> dict[str, Any]:
     }
 
 
-def _check_target(store: Path, corpus: str) -> None:
-    """Refuse to write into what is not ours or is another corpus: it may have taken hours to make."""
+def _ids_in(store: Path, corpus: str) -> set[str]:
+    """The utterances of a finished store. Refuses to write into what is not ours or is another corpus: it may have
+    taken hours to make."""
     if store.exists() and not store.is_dir():
         raise InputError(f"{store}: is a file; name a new folder for the store")
     manifest = read_json(store / "store.json")
@@ -435,6 +443,10 @@ def _check_target(store: Path, corpus: str) -> None:
         raise InputError(f"{store}: holds something else than a store of this version; name a new folder")
     elif manifest["complete"] and manifest["corpus"] != corpus:
         raise InputError(f"{store}: holds the corpus '{manifest['corpus']}'; name a new folder, or delete it first")
+    elif manifest["complete"]:
+        with suppress(OSError, pa.ArrowException):  # a damaged one is made anew
+            return set(open_arrow(store / "index.arrow").column("id").to_pylist())
+    return set()
 
 
 def _is_just_begun(store: Path) -> bool:

@@ -158,7 +158,7 @@ def train(
     Raises:
         InputError: `out` holds a run already and `resume` is False, or the run in it is another one; or accelerate was
             told to use an engine of its own.
-        Terminated: SIGTERM came; a checkpoint was written.
+        Terminated: SIGTERM or Ctrl-C came; a checkpoint was written.
         NonFiniteLoss: Training diverged; the weights were not updated with the bad step.
     """
     return _Loop(objective, config, out, progress or Silence()).run(resume)
@@ -196,13 +196,16 @@ class _Loop:
         self.parameters = dict(objective.model.named_parameters())
         self.checkpoints = out / "checkpoints"
         self.state = _State()
-        self.terminated = False  # by a signal to this process, which may come at any moment
+        self.signal: int | None = None  # by which this process is to end, which may come at any moment
         self.is_ending = False  # what all ranks agreed on in a step
         self.writer: SummaryWriter | None = None
 
     def run(self, resume: bool) -> Metrics:
         plan = self._start(resume)
-        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        endings = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in a worker, whose parent answers it
+            endings.append(signal.SIGINT)
+        previous = {number: signal.signal(number, self._on_signal) for number in endings}
         if self.is_main:
             self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step + 1)
         try:
@@ -219,10 +222,13 @@ class _Loop:
                     if is_due or self.is_ending:
                         self._save()
                     if self.is_ending and not last:
-                        raise Terminated(f"stopped by SIGTERM after step {self.state.step}; go on with --resume")
+                        number = self.signal or signal.SIGTERM  # that of another rank is not known
+                        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+                        raise Terminated(f"stopped by {name} after step {self.state.step}; go on with --resume", number)
             return self.state.best_metrics
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
             if self.writer:
                 self.writer.close()
 
@@ -294,7 +300,7 @@ class _Loop:
         lengths = (batch["feature_attention_mask"].sum() for batch in batches)
         frames = sum(int(length) * weight for length, weight in zip(lengths, weights, strict=True))
         shared = [torch.stack([each[name].detach().float() for each in losses]).sum() for name in names]
-        flags = [float(not (all(is_finite) and math.isfinite(norm))), float(self.terminated), float(frames)]
+        flags = [float(not (all(is_finite) and math.isfinite(norm))), float(self.signal is not None), float(frames)]
         summary = self._reduce(torch.cat([torch.stack(shared), torch.tensor(flags, device=shared[0].device)]))
         *values, bad, terminated, frames = summary.tolist()
         if bad:
@@ -387,8 +393,11 @@ class _Loop:
         names = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise NonFiniteLoss(f"{where}: the loss is not finite; lower learning_rate, or look at {names}")
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self.terminated = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The step is finished first; a second Ctrl-C does not wait for it."""
+        if number == signal.SIGINT and self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
 
     def _forward(self, model: torch.nn.Module) -> Forward:
         return forward_in(self.config.precision, self.accelerator.device, model)
