@@ -246,7 +246,8 @@ MANY_HOURS = 100_000
 FULL_SECONDS = 600.0
 """Of audio a step and GPU, of which no size leaves the GPU idle."""
 CORES_A_GPU = 16
-DEMO_STEPS = 3600
+PLAN_STEPS = 1200
+"""Of the pre-training of a plan like `paper-fusion`, on the demo corpus."""
 DEMO_LENGTH = 3.5
 """Seconds of an utterance."""
 
@@ -302,18 +303,18 @@ def outlook(quick: bool) -> Report:
         "16-bit log-mel",
         f"{MANY_HOURS:,} hours are "
         + ", ".join(f"{MANY_HOURS * 3600 * each / 1e12:.1f} TB of {name}" for name, each in STORED_BYTES.items()),
-        f"the demo's pre-training ({DEMO_STEPS:,} steps of `mini`) on the CPU, without loading and validation: "
-        f"{demo_minutes():.0f} min",
+        f"the pre-training of `paper-fusion` ({PLAN_STEPS:,} steps of `mini` on the demo corpus) on the CPU, without "
+        f"loading and validation: {plan_minutes():.1f} min",
     ]
     return report
 
 
-def demo_minutes() -> float:
-    """Of the steps of `ctal demo`'s longest training, in bf16 on one core."""
+def plan_minutes() -> float:
+    """Of those steps, in bf16 on one core."""
     config = CtalConfig.of_size("mini", vocab_size=2000, **MODEL_DEFAULTS["mini"])
     positions = expected_positions(config, DEMO_LENGTH, make_config(PretrainConfig, PRETRAINING["mini"]))
     operations = pretraining_operations(config, [positions]) * recipe_seconds() / DEMO_LENGTH
-    return DEMO_STEPS * step_seconds(CPU, count_weights(config), operations, "bf16").total / 60
+    return PLAN_STEPS * step_seconds(CPU, count_weights(config), operations, "bf16").total / 60
 
 
 def costs_table(sizes: Sequence[Size]) -> Table:
