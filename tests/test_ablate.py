@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from conftest import Labelled
 from ctal.ablate import Plan, load_plan, plan_names, run_plan
 from ctal.errors import InputError
+from ctal.processes import training_pool
 from ctal.training import Silence
 
 PLAN = """\
@@ -225,6 +227,23 @@ def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
         assert load_plan(name).about
     with pytest.raises(InputError, match="did you mean 'quirks'"):
         load_plan("quirk")
+
+
+def test_a_plan_of_a_large_size_takes_the_paper_s_steps(
+    labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "large.yaml"
+    file.write_text("{size: base, vocab_size: 280, tasks: [emotion], seeds: 1, base: ours, variants: {ours: {}}}")
+    wanted: list[Any] = []
+    monkeypatch.setattr("ctal.ablate._run_missing", lambda missing, *others: wanted.extend(missing))
+    run(load_plan(str(file)), labelled.split, tmp_path / "work")
+    assert [each.pretraining.config["steps"] for each in wanted] == [1_000_000]
+
+
+def test_a_training_that_the_system_kills_is_one_line():
+    said = "a training was killed, perhaps for lack of memory"
+    with pytest.raises(InputError, match=said), training_pool(1) as submit:
+        submit(partial(os._exit, 9)).result()
 
 
 def test_a_store_that_is_not_there_is_one_line(plan_file: Path, tmp_path: Path):

@@ -782,5 +782,6 @@ tags: [speech, text, multimodal, ctal, {task.name}]
 {usage} --model 'this folder'
 ```
 
-All settings of the run are in `run.json`.
+All settings of the run are in `run.json`. What the weights may be used for follows from the terms of the recordings
+that they learned from.
 """

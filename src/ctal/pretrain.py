@@ -327,5 +327,6 @@ model = CtalModel.from_pretrained("this folder")
 states = model(**processor(text=["hello"], audio=[wave], sampling_rate=16000))
 ```
 
-All settings of the run are in `run.json`.
+All settings of the run are in `run.json`. What the weights may be used for follows from the terms of the recordings
+that they learned from.
 """
