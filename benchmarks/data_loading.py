@@ -1,7 +1,8 @@
 """From a store to batches, with nobody training: ours beside one .npy file an utterance and a CSV of them.
 
-Both draw the same utterances, masks and batches through the same loader, so that reading is all that differs. The
-trainer does nothing but take the batches; what `mini` would consume stands beside them.
+Both draw the same utterances, masks and batches through the same loader. What differs is how features are read, and
+that theirs cross from worker to trainer in float32, as the files have them, and ours in float16. The trainer does
+nothing but take the batches; what `mini` would consume stands beside them.
 """
 
 from __future__ import annotations

@@ -195,6 +195,7 @@ def test_an_unused_column_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ("m.csv", "audio,split\na.wav,tran\n", "split 'tran' (did you mean 'train'?)"),
         ("m.csv", "audio,sentiment\na.wav,good\n", "sentiment 'good' is not a number"),
         ("m.csv", "audio,sentiment\na.wav,nan\n", "not a finite number"),
+        ("m.csv", "audio,sentiment\na.wav,5\n", "sentiment 5 is not between -3 and 3"),
         ("m.jsonl", '{"audio": "a.wav"}\n{"audio": \n', "line 2: not JSON"),
         ("m.jsonl", '["a.wav"]', "line 1: not an object"),
         ("m.jsonl", '{"audio": ["a.wav"]}', "'audio' must be text"),

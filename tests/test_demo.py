@@ -1,4 +1,4 @@
-"""The demo keeps what is done, but nothing that was fine-tuned from another pre-training."""
+"""The demo keeps what is done, but nothing that was made of other data or fine-tuned from another pre-training."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import hashlib
 from pathlib import Path
 
 from conftest import Labelled
-from ctal.demo import _Job
+from ctal.batching import Corpus
+from ctal.demo import _discard_unless, _Job
 from ctal.finetune import finetune
 from ctal.recipes import FinetuneConfig, make_config
+from ctal.store import Store
 
 
-def test_a_fine_tuning_is_kept_for_its_own_pre_training_and_done_anew_for_another(
+def test_a_run_is_kept_for_its_own_data_and_pre_training_and_made_anew_for_others(
     labelled: Labelled, tmp_path: Path
 ) -> None:
     job = _Job("sentiment", tmp_path / "sentiment")
     config = make_config(FinetuneConfig, {"workers": 0})
     finetune(job.task, [labelled.split], job.folder, config, start_from=labelled.pretrained, head={}, steps=1)
-    job.discard_unless_from(hashlib.sha256((labelled.pretrained / "model.safetensors").read_bytes()).hexdigest())
-    assert job.is_done
-    job.discard_unless_from("another")
+    weights = hashlib.sha256((labelled.pretrained / "model.safetensors").read_bytes()).hexdigest()
+    data = Corpus([Store(labelled.split)]).content_hash
+    for name, value in {"start_from": weights, "data_hash": data}.items():
+        assert not _discard_unless(job.folder, name, value)
+        assert job.is_done
+    assert _discard_unless(job.folder, "data_hash", "another")
     assert not job.folder.exists()
+    assert not _discard_unless(job.folder, "data_hash", "another")

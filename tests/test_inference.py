@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -174,6 +175,9 @@ def test_a_path_its_samples_and_a_tensor_of_them_give_the_same(emotion: Pipeline
     expected = values(emotion(sound / "0.wav"))
     for audio in (wave, torch.from_numpy(wave), str(sound / "0.wav"), wave.astype(np.float64)):
         np.testing.assert_allclose(values(emotion(audio, sampling_rate=rate)), expected, atol=1e-5)
+    coarse = torch.from_numpy(wave).bfloat16()
+    rounded = values(emotion(coarse.float(), sampling_rate=rate))
+    np.testing.assert_array_equal(values(emotion(coarse, sampling_rate=rate)), rounded)
 
 
 def test_probabilities_are_the_mean_over_windows_weighted_by_duration(
@@ -266,7 +270,7 @@ def test_a_recogniser_hears_what_has_no_transcript_window_by_window(models: Path
 
     def asr(wave: np.ndarray, rate: int) -> str:
         heard.append(len(wave) / rate)
-        return "hello" if len(heard) != 2 else ""
+        return "hello" if len(heard) != 2 else " ..."
 
     hearing = pipeline("emotion", models / "emotion", asr=asr)
     result = hearing(sound / "2.wav")
@@ -445,6 +449,20 @@ def test_predict_does_the_rest_when_a_file_is_no_recording_and_exits_with_2(
         assert "a.wav" not in finished.output
     assert refusal(finished).startswith(f"{tmp_path / 'a.wav'}: not audio")
     assert len(lines_of(finished)[0]["embedding"]) == 128
+
+
+def test_predict_names_a_transcript_in_another_encoding_and_prints_any_file_name(
+    ctal: Cli, models: Path, tmp_path: Path
+) -> None:
+    record(tmp_path / "a.wav", 0.5)
+    (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
+    record(tmp_path / "b.wav", 0.5).rename(tmp_path / os.fsdecode(b"gr\xfc\xdfe.wav"))
+    for options in ([], ["--json"]):
+        finished = ctal("predict", tmp_path, "--model", models / "emotion", *options)
+        assert finished.code == 2
+        said = f"ctal: {tmp_path / 'a.wav'}: its transcript is not UTF-8 text; save it as UTF-8\n"
+        assert finished.errors.startswith(said)
+        assert "gr\\udcfc\\udcdfe.wav" in finished.output
 
 
 def test_predict_names_missing_paths_and_empty_folders(ctal: Cli, models: Path, tmp_path: Path) -> None:

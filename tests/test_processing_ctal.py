@@ -59,6 +59,9 @@ class TestFeatureExtractor:
         wave = noise(8_001)
         features = extractor(wave, sampling_rate=8_000)["input_features"][0]
         assert torch.equal(features, extractor.features(soxr.resample(wave, 8_000, RATE)))
+        half = wave.astype(np.float16)
+        exact = extractor(half.astype(np.float32), sampling_rate=8_000)["input_features"]
+        assert torch.equal(extractor(half, sampling_rate=8_000)["input_features"], exact)
 
     def test_a_missing_sampling_rate_is_refused(self):
         with pytest.raises(InputError, match="sampling_rate"):

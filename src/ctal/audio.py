@@ -25,7 +25,8 @@ FeatureType = Literal["mel", "fbank"]
 HOP_LENGTH: dict[FeatureType, int] = {"mel": 200, "fbank": 160}
 """Samples at `SAMPLING_RATE` from one frame to the next: 80 frames a second for `mel`, 100 for `fbank`."""
 
-_RATES = (4_000, 384_000)
+SAMPLING_RATES = (4_000, 384_000)
+"""The lowest and the highest that a recording may have."""
 _MAX_CHANNELS = 8
 _MAX_PEAK = 2.0**31
 """Full scale of 32-bit integers kept as floats; beyond it, powers overflow float32."""
@@ -108,7 +109,7 @@ def num_frames(num_samples: int, feature_type: FeatureType = "mel") -> int:
 
 
 def _check_format(file: soundfile.SoundFile, name: str) -> None:
-    low, high = _RATES
+    low, high = SAMPLING_RATES
     if not low <= file.samplerate <= high:
         raise InputError(f"{name}: a sampling rate of {file.samplerate} Hz, outside {low}–{high}; correct its header")
     if file.frames >= _UNKNOWN_LENGTH:

@@ -286,8 +286,9 @@ def evaluate(
 
     For `pretraining`: masked frames against the training median and a straight line, masked tokens against their
     frequencies, and an utterance's own transcript against another's, each with its 95 % interval over utterances. For a
-    task: its metrics on the test part of the data it was trained on, or on another corpus. Under `accelerate launch`
-    the work is shared.
+    task: its metrics on the test part of the data it was trained on, or on another corpus. A recording that is longer
+    than the model's window is judged by one window of it, always the same, where `predict` and `verify` average over
+    all. Under `accelerate launch` the work is shared.
 
     Example: `ctal evaluate emotion demo/store --model demo/emotion/model`
     """
@@ -395,7 +396,7 @@ def predict(
             print(f"ctal: {result}", file=sys.stderr)
             failed = True
         elif as_json:
-            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+            print(_printable(json.dumps(result.to_dict(), ensure_ascii=False)), flush=True)
         else:
             results.append(result)
     if results:
@@ -462,9 +463,9 @@ def verify(
         if as_json:
             fields = {"a": a, "b": b, "score": round(verification.score, 6), "threshold": verification.threshold}
             fields |= {"verdict": verdict} | ({} if label is None else {"is_target": label})
-            print(json.dumps(fields, ensure_ascii=False))
+            print(_printable(json.dumps(fields, ensure_ascii=False)))
         elif trials:
-            print(f"{verification.score:.6f} {a} {b}")
+            print(_printable(f"{verification.score:.6f} {a} {b}"))
         elif verdict is None:
             print(f"score {verification.score:.4f}; no verdict, for the model has no threshold")
         else:
@@ -806,10 +807,15 @@ def _show_predictions(results: Sequence[Result]) -> None:
         else:
             prediction = "an embedding; --json prints it"
         # Text: brackets in a path are not markup.
-        row = Text(str(result.audio), overflow="fold"), f"{result.duration:.1f}", str(len(result.windows))
+        row = Text(_printable(str(result.audio)), overflow="fold"), f"{result.duration:.1f}", str(len(result.windows))
         table.add_row(*row, result.inputs, prediction)
     Console().print(table)
     _show_notes(results)
+
+
+def _printable(text: str) -> str:
+    """What no encoding can print, of a file name that is not UTF-8, escaped, as JSON has it too."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _show_notes(results: Sequence[Result]) -> None:

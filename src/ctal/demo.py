@@ -23,6 +23,7 @@ from ctal.corpora.demo import make_demo
 from ctal.corpora.demo.card import demo_ceilings
 from ctal.files import sha256_of
 from ctal.finetune import Evaluation, finetune
+from ctal.objective import open_corpus
 from ctal.precision import fast_precision
 from ctal.pretrain import make_tokenizer, pretrain
 from ctal.processes import training_pool, usable_cores
@@ -77,6 +78,10 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
     progress.note(
         f"{store}: {summary.utterances} synthetic utterances, {summary.hours:.2f} h, {summary.speakers} speakers"
     )
+    data = open_corpus([store]).content_hash
+    if _discard_unless(pretrained, "data_hash", data):
+        progress.note(f"{pretrained}: was trained on another corpus; it is trained anew")
+        shutil.rmtree(tokenizer, ignore_errors=True)
     if not (tokenizer / "tokenizer.json").is_file():
         make_tokenizer(store, tokenizer, VOCAB_SIZE)
     fast = {"precision": fast_precision()}
@@ -101,7 +106,8 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
         jobs[name] = _Job(COMPARED_TASK, folder, fields, head)
     weights = sha256_of(pretrained / "model" / "model.safetensors")
     for job in jobs.values():
-        job.discard_unless_from(weights)
+        _discard_unless(job.folder, "data_hash", data)
+        _discard_unless(job.folder, "start_from", weights)
     missing = {name: job for name, job in jobs.items() if not job.is_done}
     if len(missing) < len(jobs):
         progress.note(f"{len(jobs) - len(missing)} models are fine-tuned already; remove their folders to do it again")
@@ -139,11 +145,14 @@ class _Job:
     def is_done(self) -> bool:
         return (self.folder / "evaluation.json").is_file()
 
-    def discard_unless_from(self, weights: str) -> None:
-        """Removes what was fine-tuned from other weights (`weights` is a SHA-256), before pre-training anew."""
-        run = self.folder / "config.json"
-        if run.is_file() and json.loads(run.read_text())["start_from"] != weights:
-            shutil.rmtree(self.folder)
+
+def _discard_unless(folder: Path, name: str, value: str) -> bool:
+    """Removes a run that was made with something else, such as other data or weights; whether it did."""
+    run = folder / "config.json"
+    is_other = run.is_file() and json.loads(run.read_text()).get(name) != value
+    if is_other:
+        shutil.rmtree(folder)
+    return is_other
 
 
 def _in_parallel(

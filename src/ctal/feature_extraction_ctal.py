@@ -120,7 +120,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         if not wave.isfinite().all():
             raise InputError(f"{name} has NaN or infinite samples; leave it out")
         if sampling_rate != SAMPLING_RATE:
-            resampled = resample(wave.detach().cpu().numpy(), sampling_rate)
+            resampled = resample(wave.detach().float().cpu().numpy(), sampling_rate)
             wave = torch.from_numpy(resampled).to(wave.device)
         if num_frames(len(wave), self.feature_type) > self.max_frames:
             hop = HOP_LENGTH[self.feature_type]

@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, load_audio, num_frames, resample
+from ctal.audio import HOP_LENGTH, SAMPLING_RATE, SAMPLING_RATES, FeatureType, load_audio, num_frames, resample
 from ctal.corpora import folder as recordings_folder
 from ctal.corpora import manifest as transcripts_manifest
 from ctal.errors import InputError, did_you_mean
@@ -67,7 +67,6 @@ _ENERGY_SECONDS = 0.2
 _SPEECH_BLOCK = SAMPLING_RATE // 50
 _SPEECH_RANGE = 1e-3
 """Blocks within 30 dB of the loud ones count as speech."""
-_SAMPLING_RATES = (4_000, 384_000)
 
 
 # Results ----------------------------------------------------------------------------------------------------------
@@ -536,6 +535,8 @@ class Pipeline(Generic[ResultT]):
         elif len(wave) < _SHORT_SECONDS * SAMPLING_RATE:
             notes.append(f"only {len(wave) / SAMPLING_RATE:.2f} s long: too short to rely on")
         text = recording.text
+        if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{name or recording.name}: its transcript is not UTF-8 text; save it as UTF-8")
         if text is not None and not normalize_transcript(text):
             text = None
             notes.append("the transcript has no word, which is the same as none")
@@ -556,7 +557,8 @@ class Pipeline(Generic[ResultT]):
                 f"{words} words dealt to {len(spans)} windows in proportion to the speech in each, not aligned"
             )
         elif self.asr and self._reads != "audio":
-            texts = [self.asr(wave[start:end], SAMPLING_RATE) or None for start, end in spans]
+            heard = [self.asr(wave[start:end], SAMPLING_RATE) for start, end in spans]
+            texts = [words if words and normalize_transcript(words) else None for words in heard]
             text = " ".join(filter(None, texts)) or None
         tokenizer = self._loaded.processor.tokenizer
         if cut := sum(is_cut(text, tokenizer) for text in texts):
@@ -734,8 +736,8 @@ def _decode(recording: Recording) -> np.ndarray:
     if isinstance(audio, str | Path):
         return load_audio(Path(audio))
     if isinstance(audio, Tensor):
-        audio = audio.detach().cpu().numpy()
-    rate, (low, high) = recording.sampling_rate, _SAMPLING_RATES
+        audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
+    rate, (low, high) = recording.sampling_rate, SAMPLING_RATES
     if rate is None:
         raise InputError(f"{name}: sampling_rate is not given; pass that of the samples, for example {SAMPLING_RATE}")
     if not low <= rate <= high:

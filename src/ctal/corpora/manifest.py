@@ -145,6 +145,8 @@ def _label(name: str, value: object, where: str) -> str | float:
         return value.strip()
     if not math.isfinite(value):
         raise InputError(f"{where}: label '{name}' is {value}, not a finite number; leave it empty if it is unknown")
+    if name == "sentiment" and not -3 <= value <= 3:
+        raise InputError(f"{where}: sentiment {value:g} is not between -3 and 3; bring the scale to that")
     return value
 
 

@@ -149,8 +149,10 @@ def _first_window(loaded: Model, wave: np.ndarray, text: str | None) -> _Window:
     if text is not None and (loaded.reads == "audio" or not normalize_transcript(text)):
         text = None
     extractor = loaded.processor.feature_extractor
-    spans = cut_windows(wave, loaded.max_frames, extractor.feature_type)
-    if text and loaded.reads != "text" and len(spans) > 1:
+    spans = [(0, len(wave))]
+    if loaded.reads != "text":
+        spans = cut_windows(wave, loaded.max_frames, extractor.feature_type)
+    if text and len(spans) > 1:
         text = deal_words(text, wave, spans)[0]
     return _Window(wave, wave[: spans[0][1]], text, len(spans))
 

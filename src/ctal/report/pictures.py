@@ -121,8 +121,8 @@ def _levels(run: TaskRun) -> Html:
         class_="key",
     )
     caption = "Predicted sentiment (upwards) over the true one (to the right)"
-    less = f"{len(shown):,} of {len(truth):,} utterances, chosen by a hash of their names." if is_whole else ""
-    some = element("p", less, class_="note") if less and len(shown) < len(truth) else Html()
+    less = f"{len(shown):,} of {len(truth):,} utterances, chosen by a hash of their names."
+    some = element("p", less, class_="note") if len(shown) < len(truth) else Html()
     spread = "To the right, points are spread a little at random." if is_whole else "Means are of rounded levels."
     return join(
         element(

@@ -346,7 +346,7 @@ def _facts(
     if minutes is not None:
         facts.append(("Time", f"{minutes:.0f} min", "validation included"))
     if speeds:
-        facts.append(("Speed", f"{np.median(speeds):,.0f} ×", "seconds of audio a second"))
+        facts.append(("Speed", f"{np.median(speeds):,.0f} ×", "seconds of audio a second, waiting for data left out"))
     settings = {
         "held out": provenance["validation"],
         "data hash": provenance["data_hash"],
