@@ -221,6 +221,7 @@ def _run_ctal(arguments: list[str], files: tuple[Path, Path], die_at: tuple[str,
     from ctal.console import TrainingProgress
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job does not have
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # the loader's workers start as they do outside the tests
     for number, file in enumerate(files, start=1):

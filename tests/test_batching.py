@@ -190,6 +190,8 @@ def test_shards_are_read_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None
 class Table:
     """Stands in for a store of which only the index is asked for."""
 
+    corpus = "table"
+
     def __init__(self, rows: Rows) -> None:
         speakers, frames, has_text, splits = (list(column) for column in zip(*rows, strict=True))
         self.index = SimpleNamespace(

@@ -381,8 +381,10 @@ def test_ctrl_c_saves_too_and_a_second_one_does_not_wait(tiny: TinyCorpus, tmp_p
     assert "ctal: stopped by Ctrl-C after step" in stopped.errors.splitlines()[-1]
     assert list_checkpoints(out / "checkpoints")
     objective = objective_of(tiny, config_of(steps=50))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         train(objective, config_of(steps=50), tmp_path / "other", progress=Impatient())
+    signal.signal(signal.SIGINT, before)
 
 
 class Impatient(Silence):

@@ -382,9 +382,11 @@ def _results(
     pretraining_hash = open_corpus(pretraining_stores).content_hash
     if tokenizer is None:
         tokenizer = out / f"tokenizer-{_key(pretraining_hash, plan.vocab_size)}"
-        with _alone(tokenizer):
-            if not (tokenizer / "tokenizer.json").is_file():
-                make_tokenizer(Path(pretraining_stores[0]), tokenizer, plan.vocab_size)
+        made = tokenizer / "tokenizer.json"
+        if not made.is_file():
+            with _alone(tokenizer):
+                if not made.is_file():  # by another shard meanwhile
+                    make_tokenizer(Path(pretraining_stores[0]), tokenizer, plan.vocab_size)
     load_tokenizer(tokenizer)
     vocabulary = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     results = []

@@ -165,16 +165,16 @@ def pretrain(
     from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig, make_config, parse_settings
     from ctal.report import write_pretraining_report
 
+    fields = parse_settings(settings or [], [*PretrainConfig.model_fields, *settable_fields()])
+    architecture = {name: fields.pop(name) for name in list(fields) if name in settable_fields()}
     if start_from:
         for option, value in {"--size": size, "--tokenizer": tokenizer}.items():
             if value is not None:
                 raise InputError(f"{option} {value}: is that of --from {start_from}; leave it out")
+        if architecture:
+            raise InputError(f"--set {next(iter(architecture))}: the architecture is that of --from {start_from}")
         size = size_of(start_from)
     size = _checked_size(size or "base")
-    fields = parse_settings(settings or [], [*PretrainConfig.model_fields, *settable_fields()])
-    architecture = {name: fields.pop(name) for name in list(fields) if name in settable_fields()}
-    if start_from and architecture:
-        raise InputError(f"--set {next(iter(architecture))}: the architecture is that of --from {start_from}")
     config = make_config(PretrainConfig, PRETRAINING[size], fields, {} if steps is None else {"steps": steps})
     with _training() as progress:
         evaluation = run(
