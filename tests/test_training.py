@@ -371,20 +371,19 @@ def test_sigterm_saves_exits_with_143_and_resume_goes_on_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_ctrl_c_saves_too_and_a_second_one_does_not_wait(tiny: TinyCorpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_to_the_whole_group_spares_the_workers_until_the_checkpoint_is_written(
+    tiny: TinyCorpus, tmp_path: Path, number: signal.Signals, code: int, name: str
+) -> None:
+    """As `timeout`, systemd and Slurm send it, and a terminal on Ctrl-C."""
     out = tmp_path / "run"
-    process = CtalProcess(pretrain_arguments(tiny, out, steps=1000, workers=1), tmp_path)
+    process = CtalProcess(pretrain_arguments(tiny, out, steps=1000, workers=2), tmp_path)
     wait_until(lambda: (out / "metrics.jsonl").is_file() and len(losses(out)) >= 2)
-    os.killpg(process.group, signal.SIGINT)
+    os.killpg(process.group, number)
     stopped = process.wait(30)
-    assert stopped.code == 130, stopped.errors
-    assert "ctal: stopped by Ctrl-C after step" in stopped.errors.splitlines()[-1]
+    assert stopped.code == code, stopped.errors
+    assert f"ctal: stopped by {name} after step" in stopped.errors.splitlines()[-1]
     assert list_checkpoints(out / "checkpoints")
-    objective = objective_of(tiny, config_of(steps=50))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt):
-        train(objective, config_of(steps=50), tmp_path / "other", progress=Impatient())
-    signal.signal(signal.SIGINT, before)
 
 
 class Impatient(Silence):
@@ -395,17 +394,12 @@ class Impatient(Silence):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_sigterm_to_the_whole_group_spares_the_workers_until_the_checkpoint_is_written(
-    tiny: TinyCorpus, tmp_path: Path
-) -> None:
-    """As `timeout`, systemd and Slurm send it."""
-    out = tmp_path / "run"
-    process = CtalProcess(pretrain_arguments(tiny, out, steps=1000, workers=2), tmp_path)
-    wait_until(lambda: (out / "metrics.jsonl").is_file() and len(losses(out)) >= 2)
-    os.killpg(process.group, signal.SIGTERM)
-    stopped = process.wait(30)
-    assert stopped.code == 143, stopped.errors
-    assert list_checkpoints(out / "checkpoints")
+def test_a_second_ctrl_c_does_not_wait(tiny: TinyCorpus, tmp_path: Path) -> None:
+    objective = objective_of(tiny, config_of(steps=50))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        train(objective, config_of(steps=50), tmp_path / "other", progress=Impatient())
+    signal.signal(signal.SIGINT, before)
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny: TinyCorpus, tmp_path: Path) -> None:

@@ -723,11 +723,11 @@ def settings(
             row(name, [value], kind.model_fields[name].description or "")
     table.add_section()
     model = CtalConfig.of_size(size, **MODEL_DEFAULTS.get(size, {}), **HEAD_DEFAULTS.get(size, {}))
-    parts = {"both": model, "text encoder": model.text, "audio encoder": model.audio}
+    parts, said = {"both": model, "text encoder": model.text, "audio encoder": model.audio}, meanings()
     for name in settable_fields() if verb == "pretrain" else HEAD_FIELDS:
         owners = owners_of(name)
         whose = "head" if verb == "finetune" else ", ".join(owners).replace("both", "model")
-        row(name, [getattr(parts[owner], name) for owner in owners], f"{whose}: {meanings().get(name, '')}")
+        row(name, [getattr(parts[owner], name) for owner in owners], f"{whose}: {said.get(name, '')}")
     Console().print(table)
 
 

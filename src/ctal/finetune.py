@@ -550,30 +550,25 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
     elif _has_pretraining_heard(start, corpus, protocol):
         said = f"{protocol.description}; pre-training has heard the test part's audio, without labels"
         protocol = replace(protocol, description=said)
-    if task.problem_type == "regression":
-        for fold in protocol.folds:
-            for name, rows in (("validation", fold.validation), ("test", fold.test)):
-                if len(rows) and not targets.values[rows].any():
-                    raise InputError(
-                        f"fold {fold.name}: every label of its {name} part is 0, which leaves two classes undefined; "
-                        "use --set protocol=5-fold, or give more utterances"
-                    )
-    if task.compares:
-        for fold in protocol.folds:
-            speakers = len({corpus.speakers[row] for row in fold.test} - {None})
-            if config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
+    for fold in protocol.folds:
+        speakers = len({corpus.speakers[row] for row in fold.test} - {None})
+        if task.compares and config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
+            raise InputError(
+                f"protocol=ge2e: fold {fold.name} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
+                "add speakers, or use protocol=auto"
+            )
+        for name, rows in (("validation", fold.validation), ("test", fold.test)):
+            truth = truth_of(task, corpus, targets, rows)
+            if len(rows) and task.problem_type == "regression" and not truth.targets.any():
                 raise InputError(
-                    f"protocol=ge2e: fold {fold.name} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
-                    "add speakers, or use protocol=auto"
+                    f"fold {fold.name}: every label of its {name} part is 0, which leaves two classes undefined; "
+                    "use --set protocol=5-fold, or give more utterances"
                 )
-            for name, rows in (("validation", fold.validation), ("test", fold.test)):
-                trials = truth_of(task, corpus, targets, rows).trials
-                assert trials is not None
-                if len(rows) and (trials.is_target.all() or not trials.is_target.any()):
-                    raise InputError(
-                        f"fold {fold.name}: its {name} part has no pairs of the same or none of different speakers; "
-                        "give several recordings of more speakers, or train on all with --set protocol=all"
-                    )
+            if len(rows) and truth.trials and (truth.trials.is_target.all() or not truth.trials.is_target.any()):
+                raise InputError(
+                    f"fold {fold.name}: its {name} part has no pairs of the same or none of different speakers; "
+                    "give several recordings of more speakers, or train on all with --set protocol=all"
+                )
     return protocol
 
 

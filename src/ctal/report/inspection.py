@@ -148,10 +148,9 @@ def _first_window(loaded: Model, wave: np.ndarray, text: str | None) -> _Window:
     """Cut and dealt as `ctal predict` does it; a model of audio gets no words, one of text gets all."""
     if text is not None and (loaded.reads == "audio" or not normalize_transcript(text)):
         text = None
-    extractor = loaded.processor.feature_extractor
     spans = [(0, len(wave))]
     if loaded.reads != "text":
-        spans = cut_windows(wave, loaded.max_frames, extractor.feature_type)
+        spans = cut_windows(wave, loaded.max_frames, loaded.processor.feature_extractor.feature_type)
     if text and len(spans) > 1:
         text = deal_words(text, wave, spans)[0]
     return _Window(wave, wave[: spans[0][1]], text, len(spans))
