@@ -1,8 +1,9 @@
 """From a store to batches, with nobody training: ours beside one .npy file an utterance and a CSV of them.
 
-Both draw the same utterances, masks and batches through the same loader. What differs is how features are read, and
-that theirs cross from worker to trainer in float32, as the files have them, and ours in float16. The trainer does
-nothing but take the batches; what `mini` would consume stands beside them.
+Both draw the same utterances, masks and batches in torch's `DataLoader` with as many workers. What differs is how
+features are read, and what crosses from worker to trainer: theirs padded, in float32 as the files have them, with the
+labels of all frames, a tensor each; ours without padding, in float16, with the labels of masked frames alone, in one
+piece. The trainer does nothing but take the batches; what `mini` would consume stands beside them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -22,19 +23,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Check, Report, Spread, Table, alternate, significant, times_faster
 from benchmarks.pretraining_step import OURS, Trainers
-from benchmarks.samples import librispeech_like_seconds, masked_batch, write_store
+from benchmarks.samples import librispeech_like_seconds, masked_batch, padded, write_store
 from ctal import CtalFeatureExtractor, CtalProcessor
 from ctal.audio import load_audio
 from ctal.batching import (
+    PREFETCHED,
     Corpus,
     Microbatch,
     PretrainingDataset,
     StepPlan,
-    collate,
     load,
     masked_utterance,
     seeded_generator,
@@ -45,6 +46,10 @@ from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
 from ctal.store import Store
 from ctal.stored_features import write_features as store_features
 
+Batch = dict[str, Tensor]
+Reader = Callable[[Iterator[Microbatch]], Generator[Batch]]
+"""Batches in the order of their keys."""
+
 _WORKERS = 2
 _WARM_EPOCHS = 2
 """The first includes the start of the workers."""
@@ -53,7 +58,7 @@ _KEPT_EPOCHS = 4
 
 
 class FilePerUtterance(Dataset):
-    """Features from a .npy file each, named in a CSV with the transcripts."""
+    """Padded batches of features from a .npy file each, named in a CSV with the transcripts."""
 
     def __init__(self, table: Path, like: PretrainingDataset) -> None:
         """Tokens and masks are those that `like` gives the same utterance."""
@@ -61,10 +66,10 @@ class FilePerUtterance(Dataset):
         with table.open(newline="") as file:
             self.rows = list(csv.DictReader(file))
 
-    def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
-        return collate([self._utterance(row, microbatch.epoch) for row in microbatch.rows])
+    def __getitem__(self, microbatch: Microbatch) -> Batch:
+        return padded([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
 
-    def _utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
+    def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
         name, like = self.rows[row], self.like
         generator = seeded_generator(like.seed, epoch, name["id"])
         features = torch.from_numpy(np.load(name["path"]))
@@ -106,14 +111,25 @@ def forget(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def seconds_of_epoch(make: Callable[[], Dataset], plan: StepPlan, epochs: int, cold: Path | None = None) -> float:
+def read_plainly(dataset: Dataset, order: Iterator[Microbatch]) -> Generator[Batch]:
+    """Batches through a `DataLoader` as anyone writes it: they cross as the data set makes them."""
+    yield from DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order,  # type: ignore[arg-type]  # as in `load`
+        num_workers=_WORKERS,
+        prefetch_factor=PREFETCHED,
+    )
+
+
+def seconds_of_epoch(read: Reader, plan: StepPlan, epochs: int, cold: Path | None = None) -> float:
     """What the last of `epochs` takes, one loader through; a single epoch includes the start of the workers."""
     if cold:
         forget(cold)
     steps = [[Microbatch(epoch, tuple(rows.tolist())) for rows in plan.steps(epoch)] for epoch in range(epochs)]
     before_last = sum(map(len, steps[:-1]))
     began = time.perf_counter()
-    with closing(load(make(), chain.from_iterable(steps), _WORKERS)) as batches:
+    with closing(read(chain.from_iterable(steps))) as batches:
         for number, _ in enumerate(batches, 1):
             if number == before_last:
                 began = time.perf_counter()
@@ -158,32 +174,33 @@ def _measure(folder: Path, quick: bool) -> Report:
     plan = StepPlan(np.arange(len(corpus)), lengths, corpus.shards, round(6000 * scale), seed=0)
     table = write_features(folder / "npy", ours(0))
 
-    def npy() -> FilePerUtterance:
-        return FilePerUtterance(table, ours(0))
+    files = FilePerUtterance(table, ours(0))
 
-    first = Microbatch(0, tuple(next(iter(plan.steps(0))).tolist()))
-    mine, theirs = ours(0)[first], npy()[first]
+    pairs = [(ours(0).utterance(row, 0), files.utterance(row, 0)) for row in next(iter(plan.steps(0))).tolist()]
     difference = max(
-        float((mine[name].float() - theirs[name].to(mine[name].dtype).float()).abs().max()) for name in mine
+        float((mine[name].float() - theirs[name].to(mine[name].dtype).float()).abs().max())
+        for mine, theirs in pairs
+        for name in mine
     )
-    report.checks.append(Check("largest difference of a batch from that of the files, in float16", difference, 0))
+    report.checks.append(Check("largest difference of a step's utterances from the files', in float16", difference, 0))
 
-    baseline = "a .npy file an utterance and a CSV"
+    def read(cache_megabytes: int = 0, store: Path = store) -> Reader:
+        return lambda order: load(ours(cache_megabytes, store), order, _WORKERS)
+
+    baseline, plainly = "a .npy file an utterance and a CSV", partial(read_plainly, files)
     contenders: dict[str, Callable[[], float]] = {
-        f"{baseline}, warm disk": partial(seconds_of_epoch, npy, plan, _WARM_EPOCHS),
-        "ours, from FLAC in the store, warm disk": partial(seconds_of_epoch, partial(ours, 0), plan, _WARM_EPOCHS),
-        "ours, stored features, warm disk": partial(seconds_of_epoch, partial(ours, 0, analysed), plan, _WARM_EPOCHS),
+        f"{baseline}, warm disk": partial(seconds_of_epoch, plainly, plan, _WARM_EPOCHS),
+        "ours, from FLAC in the store, warm disk": partial(seconds_of_epoch, read(), plan, _WARM_EPOCHS),
+        "ours, stored features, warm disk": partial(seconds_of_epoch, read(store=analysed), plan, _WARM_EPOCHS),
         f"ours, features kept in the workers' memory, epoch {_KEPT_EPOCHS}": partial(
-            seconds_of_epoch, partial(ours, 512), plan, _KEPT_EPOCHS
+            seconds_of_epoch, read(cache_megabytes=512), plan, _KEPT_EPOCHS
         ),
     }
     if hasattr(os, "posix_fadvise"):
         contenders |= {
-            f"{baseline}, cold disk": partial(seconds_of_epoch, npy, plan, 1, folder / "npy"),
-            "ours, from FLAC in the store, cold disk": partial(seconds_of_epoch, partial(ours, 0), plan, 1, store),
-            "ours, stored features, cold disk": partial(
-                seconds_of_epoch, partial(ours, 0, analysed), plan, 1, analysed
-            ),
+            f"{baseline}, cold disk": partial(seconds_of_epoch, plainly, plan, 1, folder / "npy"),
+            "ours, from FLAC in the store, cold disk": partial(seconds_of_epoch, read(), plan, 1, store),
+            "ours, stored features, cold disk": partial(seconds_of_epoch, read(store=analysed), plan, 1, analysed),
         }
     seconds = alternate(contenders, rounds)
     audio = float(corpus.seconds.sum())

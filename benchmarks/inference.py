@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.baseline import AuthorsModel, copy_weights
 from benchmarks.harness import Check, Report, Spread, Table, alternate, say, significant, times_faster
-from benchmarks.samples import librispeech_like_seconds, speech_like
+from benchmarks.samples import librispeech_like_seconds, padded, speech_like
 from ctal import CtalConfig, CtalForPreTraining
 from ctal.audio import load_audio
 from ctal.batching import collate
@@ -52,8 +52,8 @@ def recorded_features(folder: Path, max_frames: int) -> list[Tensor]:
     return [extract_features(torch.from_numpy(wave))[:max_frames] for wave in waves]
 
 
-def _batch(features: Sequence[Tensor]) -> dict[str, Tensor]:
-    return collate([{"input_ids": torch.tensor(_NO_TEXT), "input_features": each} for each in features])
+def _utterances(features: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    return [{"input_ids": torch.tensor(_NO_TEXT), "input_features": each} for each in features]
 
 
 def _means(states_BTD: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
@@ -66,7 +66,7 @@ def authors_embeddings(model: AuthorsModel, batch_size: int, features: Sequence[
     found = []
     for start in range(0, len(features), batch_size):
         part = features[start : start + batch_size]
-        found += _means(model.encode(**_batch(part)), part)
+        found += _means(model.encode(**padded(_utterances(part))), part)
     return torch.stack(found)
 
 
@@ -84,7 +84,7 @@ def our_embeddings(model: nn.Module, precision: str, features: Sequence[Tensor])
     for batch in batches:
         part = [features[number] for number in batch]
         with autocast(torch.device("cpu"), precision):
-            states_BTD = model(**_batch(part)).audio_hidden_state
+            states_BTD = model(**collate(_utterances(part))).audio_hidden_state
         found.update(zip(batch, _means(states_BTD, part), strict=True))
     return torch.stack([found[number] for number in range(len(features))])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -340,6 +341,15 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_what_the_loader_hands_over_is_what_the_data_set_makes(tiny: TinyCorpus, processor: CtalProcessor) -> None:
+    dataset, key = dataset_of(tiny, processor), Microbatch(0, (4, 1, 7))
+    made = dataset[key]
+    assert {each.dtype for each in made.values()} == {torch.int64, torch.float16, torch.bool}
+    (loaded,) = load(dataset, iter([key]), workers=0)
+    assert equal(loaded, made)
+    assert all(loaded[name].dtype == each.dtype for name, each in made.items())
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_a_batch_built_twice_is_identical_on_0_1_and_4_workers(tiny: TinyCorpus, processor: CtalProcessor) -> None:
     dataset = dataset_of(tiny, processor)
@@ -354,9 +364,12 @@ def test_a_batch_built_twice_is_identical_on_0_1_and_4_workers(tiny: TinyCorpus,
 def test_masks_differ_between_epochs_and_seeds_and_the_data_below_them_does_not(
     tiny: TinyCorpus, processor: CtalProcessor
 ) -> None:
-    batches = some_batches(dataset_of(tiny, processor), workers=0)
+    dataset = dataset_of(tiny, processor)
+    for row in range(24):
+        one, other = (dataset.utterance(row, epoch)["feature_labels"] for epoch in range(2))
+        assert torch.equal(one, other)
+    batches = some_batches(dataset, workers=0)
     for one, other in zip(batches[:4], batches[4:], strict=True):
-        assert torch.equal(one["feature_labels"], other["feature_labels"])
         assert not torch.equal(one["mask_time_indices"], other["mask_time_indices"])
         if one["input_ids"].shape[1] > 2:  # the last batch has no transcripts
             assert not torch.equal(one["labels"], other["labels"])
@@ -369,17 +382,17 @@ def test_an_utterance_is_masked_the_same_in_whatever_batch_it_comes(tiny: TinyCo
     alone = dataset.utterance(5, epoch=1)
     batch = dataset[Microbatch(1, (3, 5, 8))]
     tokens, frames = len(alone["input_ids"]), len(alone["input_features"])
-    for name, length in {
-        "input_ids": tokens,
-        "labels": tokens,
-        "input_features": frames,
-        "feature_labels": frames,
-    }.items():
-        assert torch.equal(batch[name][1, :length], alone[name])
-    assert torch.equal(batch["mask_time_indices"][1, :frames], alone["mask_time_indices"])
+    for name in ("input_ids", "labels"):
+        assert torch.equal(batch[name][1, :tokens], alone[name])
+    is_masked = alone["mask_time_indices"]
+    assert torch.equal(batch["mask_time_indices"][1, :frames], is_masked)
+    before, masked_before = int(batch["feature_attention_mask"][0].sum()), int(batch["mask_time_indices"][0].sum())
+    assert torch.equal(batch["input_features"][before : before + frames], alone["input_features"])
+    labels = batch["feature_labels"][masked_before : masked_before + int(is_masked.sum())]
+    assert torch.equal(labels, alone["feature_labels"][is_masked])
 
 
-def test_a_batch_is_padded_on_the_right_with_pad_tokens_zeros_and_nothing_to_predict(
+def test_a_batch_has_frames_without_padding_and_the_rest_padded_on_the_right_with_nothing_to_predict(
     tiny: TinyCorpus, processor: CtalProcessor
 ) -> None:
     dataset = dataset_of(tiny, processor)
@@ -391,8 +404,9 @@ def test_a_batch_is_padded_on_the_right_with_pad_tokens_zeros_and_nothing_to_pre
         assert batch["feature_attention_mask"][number].sum() == frames
         assert (batch["input_ids"][number, tokens:] == CtalConfig.of_size("nano").text.pad_token_id).all()
         assert (batch["labels"][number, tokens:] == IGNORED).all()
-        assert not batch["input_features"][number, frames:].any()
         assert not batch["mask_time_indices"][number, frames:].any()
+    assert len(batch["input_features"]) == batch["feature_attention_mask"].sum()
+    assert len(batch["feature_labels"]) == batch["mask_time_indices"].sum() > 0
     assert batch["attention_mask"].min() == 0, "lengths differ"
 
 
@@ -453,3 +467,11 @@ def test_a_recording_that_became_unreadable_is_one_line_naming_it_from_a_worker_
         list(load(dataset, iter([Microbatch(0, (4, 5))]), workers))
     assert str(caught.value).startswith("u04: ")
     assert "\n" not in str(caught.value)
+
+
+def test_no_worker_outlives_an_error_whoever_still_holds_it(tiny: TinyCorpus, processor: CtalProcessor) -> None:
+    dataset = dataset_of(tiny, processor)
+    with pytest.raises(IndexError) as caught:
+        list(load(dataset, iter([Microbatch(0, (4, 1000))]), workers=1))
+    assert multiprocessing.active_children() == []
+    assert caught.value.__traceback__ is not None

@@ -135,6 +135,39 @@ def test_what_stands_in_the_padding_changes_nothing(fields: dict[str, Any]) -> N
     assert torch.equal(model(**clean).loss, model(**dirty).loss)
 
 
+def without_padding(batch: Batch) -> Batch:
+    """The same, with the frames one behind the other and labels of masked ones alone."""
+    is_frame, is_masked = batch["feature_attention_mask"].bool(), batch["mask_time_indices"]
+    frames = {"input_features": batch["input_features"][is_frame], "feature_labels": batch["feature_labels"][is_masked]}
+    return batch | frames
+
+
+@pytest.mark.parametrize("output_hidden_states", [False, True], ids=["losses only", "all outputs"])
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_frames_without_padding_give_the_same_outputs_and_gradients(
+    fields: dict[str, Any], output_hidden_states: bool
+) -> None:
+    model, other = pretraining_model(**fields), pretraining_model(**fields)
+
+    outputs = model(**without_padding(BATCH), output_hidden_states=output_hidden_states)
+    expected = other(**BATCH, output_hidden_states=output_hidden_states)
+    outputs.loss.backward()
+    expected.loss.backward()
+
+    assert outputs.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(outputs[name], value, msg=name)
+    assert_same_gradients(model, other)
+
+
+@torch.no_grad()
+def test_what_is_masked_in_the_padding_is_not_predicted() -> None:
+    model = pretraining_model()
+    clean, dirty = (collate(UTTERANCES, padding=3) for _ in range(2))
+    dirty["mask_time_indices"][dirty["feature_attention_mask"] == 0] = True
+    assert torch.equal(model(**clean).loss, model(**dirty).loss)
+
+
 @pytest.mark.parametrize("fields", VARIANTS)
 def test_computing_only_the_losses_gives_the_same_loss_and_gradients(fields: dict[str, Any]) -> None:
     model, other = pretraining_model(**fields), pretraining_model(**fields)
@@ -408,6 +441,14 @@ WRONG: dict[str, tuple[Batch, str]] = {
     ),
     "feature labels of another shape": (
         BATCH | {"feature_labels": BATCH["feature_labels"][:, 1:]},
+        "feature_labels",
+    ),
+    "more frames without padding than the mask tells": (
+        without_padding(BATCH) | {"input_features": BATCH["input_features"].flatten(0, 1)},
+        "feature_attention_mask has 85 ones",
+    ),
+    "labels of more frames than are masked": (
+        without_padding(BATCH) | {"feature_labels": BATCH["feature_labels"].flatten(0, 1)},
         "feature_labels",
     ),
     "frame masks of another shape": (BATCH | {"mask_time_indices": BATCH["mask_time_indices"][:, 1:]}, "mask_time"),

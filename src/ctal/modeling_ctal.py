@@ -3,18 +3,19 @@
 Source: Li et al., "CTAL: Pre-training Cross-modal Transformer for Audio-and-Language Representations", EMNLP 2021,
 section 3.1 (encoders), 3.2–3.3 (heads of pre-training) and 3.5 (heads of tasks, with `ctal.fusion`).
 
-Inside the model the utterances of a batch stand one behind the other, without padding: padding is removed on the way
-in and put back only in outputs that a caller gets. Query, key and value are one matrix product. Where only the losses
-are wanted, the last audio layer computes queries and feed-forward for the masked frames alone, and the heads run on
-masked positions alone.
+Inside the model the utterances of a batch stand one behind the other, without padding: it is removed on the way in,
+where there is any, and put back only in outputs that a caller gets. Query, key and value are one matrix product. Where
+only the losses are wanted, the last audio layer computes queries and feed-forward for the masked frames alone, and the
+heads run on masked positions alone.
 
-Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S
-selected ones of those; D hidden size, F dimensions of a frame, V vocabulary, C classes. With `frame_stack` k a position
-of the audio encoder stands for k frames, and there are ceil(T/k) of them.
+Shape suffixes: B utterances, L tokens and T frames of the longest one; N packed positions of all utterances, S selected
+ones of those, M masked frames; D hidden size, F dimensions of a frame, V vocabulary, C classes. With `frame_stack` k a
+position of the audio encoder stands for k frames, and there are ceil(T/k) of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,13 +112,18 @@ class Packed:
         return flat.index_copy(0, self.index, self.values).view(*self.shape, *self.values.shape[1:])
 
 
+def places_of(sizes: Sequence[int], shape: torch.Size, device: torch.device) -> Packed:
+    """Where the first `sizes` positions of each row of a (B, longest) batch are; they are the values, (N,)."""
+    # A copy from the host, so that no further synchronisation with the device is needed to learn the positions.
+    positions = torch.arange(shape[1])
+    index = torch.cat([row * shape[1] + positions[:size] for row, size in enumerate(sizes)]).to(device)
+    return Packed(index, Lengths(sizes, device), index, shape)
+
+
 def pack(values: Tensor, mask: Tensor) -> Packed:
     """Removes the padding of (B, longest, …) `values`, where the (B, longest) `mask` is 0."""
-    sizes = mask.sum(1).tolist()
-    # A copy from the host, so that no further synchronisation with the device is needed to learn the positions.
-    positions = torch.arange(mask.shape[1])
-    index = torch.cat([row * mask.shape[1] + positions[:size] for row, size in enumerate(sizes)]).to(mask.device)
-    return Packed(values.flatten(0, 1).index_select(0, index), Lengths(sizes, mask.device), index, mask.shape)
+    places = places_of(mask.sum(1).tolist(), mask.shape, mask.device)
+    return places.with_values(values.flatten(0, 1).index_select(0, places.index))
 
 
 class SelfAttention(nn.Module):
@@ -372,8 +378,10 @@ class CtalModel(CtalPreTrainedModel):
         Args:
             input_ids: (B, L) token ids, `<s>` … `</s>`. None stands for an empty transcript, `<s></s>`.
             attention_mask: (B, L), 1 at tokens, 0 at padding, which is on the right. None: no padding.
-            input_features: (B, T, F) normalised features. None: the audio encoder is not run.
-            feature_attention_mask: (B, T), likewise; a row of zeros is an utterance without a recording.
+            input_features: (B, T, F) normalised features, or (N, F), those of all utterances one behind the other,
+                without padding. None: the audio encoder is not run.
+            feature_attention_mask: (B, T), likewise; a row of zeros is an utterance without a recording. Of features
+                without padding it tells whose they are.
             output_attentions: Also return what each frame attends to in the text.
 
         Raises:
@@ -412,29 +420,36 @@ class CtalModel(CtalPreTrainedModel):
             )
         if input_features is None:
             return tokens, None
-        _check_dimensions("input_features", input_features, "(B, T, F)")
-        mask = _checked_mask(
-            "feature_attention_mask", feature_attention_mask, input_features[..., 0], may_be_empty=True
-        )
-        if input_features.shape[2] != self.config.audio.feature_size:
+        frames = self._pack_features(input_features, feature_attention_mask)
+        if frames.shape[0] != len(input_ids):
+            raise InputError(f"{len(input_ids)} texts but {frames.shape[0]} recordings: give the same number")
+        return tokens, stack_frames(frames, self.config.audio.frame_stack)
+
+    def _pack_features(self, features: Tensor, mask: Tensor | None) -> Packed:
+        """(B, T, F) or (N, F) features → packed (N, F)."""
+        audio = self.config.audio
+        if features.ndim == 2 and mask is not None:
+            mask = _checked_mask("feature_attention_mask", mask, mask, may_be_empty=True)
+            frames = places_of(mask.sum(1).tolist(), mask.shape, mask.device).with_values(features)
+            if len(features) != len(frames.index):
+                raise InputError(
+                    f"input_features has {len(features)} frames without padding, but feature_attention_mask has "
+                    f"{len(frames.index)} ones: there must be one for each frame"
+                )
+        else:
+            _check_dimensions("input_features", features, "(B, T, F)")
+            frames = pack(features, _checked_mask("feature_attention_mask", mask, features[..., 0], may_be_empty=True))
+        if features.shape[-1] != audio.feature_size:
             raise InputError(
-                f"input_features has {input_features.shape[2]} dimensions a frame, "
-                f"the model takes {self.config.audio.feature_size}: use the model's own feature extractor"
+                f"input_features has {features.shape[-1]} dimensions a frame, "
+                f"the model takes {audio.feature_size}: use the model's own feature extractor"
             )
-        if len(input_features) != len(input_ids):
-            raise InputError(f"{len(input_ids)} texts but {len(input_features)} recordings: give the same number")
-        features = input_features.to(self.dtype)
-        stack = self.config.audio.frame_stack
-        if stack > 1:
-            features = features * mask[..., None]
-            features, mask = stack_frames(features, stack), stack_frames(mask[..., None], stack).amax(2)
-        frames = pack(features, mask)
-        if frames.lengths.longest > self.config.audio.max_position_embeddings:
+        if frames.lengths.longest > audio.max_frames:
             raise InputError(
-                f"input_features has {input_features.shape[1]} frames, more than the model's "
-                f"{self.config.audio.max_frames}: cut the recording"
+                f"input_features has {frames.lengths.longest} frames, more than the model's {audio.max_frames}: "
+                "cut the recording"
             )
-        return tokens, frames
+        return frames.with_values(frames.values.to(self.dtype))
 
 
 class CtalForPreTraining(CtalPreTrainedModel):
@@ -476,8 +491,8 @@ class CtalForPreTraining(CtalPreTrainedModel):
 
         Args:
             labels: (B, L) original ids where a token is predicted, else -100.
-            feature_labels: (B, T, F) original features.
-            mask_time_indices: (B, T) bool, frames that are predicted.
+            feature_labels: (B, T, F) original features, or (M, F), those of the frames that are predicted alone.
+            mask_time_indices: (B, T) bool, frames that are predicted; padding never is.
             token_count: Predicted tokens of the whole step, over all ranks and microbatches, by which the sum of their
                 losses is divided; None: those of this batch.
             frame_count: Predicted frames of the whole step, likewise.
@@ -485,6 +500,7 @@ class CtalForPreTraining(CtalPreTrainedModel):
             output_attentions: Also return what each frame attends to in the text; implies `output_hidden_states`.
         """
         text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+        padded_shape = _padded_shape(input_features, feature_attention_mask)
         text = self.ctal.text_encoder(text)
         has_labels = labels is not None or feature_labels is not None
         full = not has_labels or output_hidden_states or output_attentions
@@ -499,8 +515,7 @@ class CtalForPreTraining(CtalPreTrainedModel):
                 states = audio.values
                 output.audio_hidden_state = audio.padded()
                 stacked = audio.with_values(self.audio_head(audio.values)).padded()
-                assert input_features is not None
-                output.reconstruction = unstack_frames(stacked, self.config.audio.frame_stack, input_features.shape[1])
+                output.reconstruction = unstack_frames(stacked, self.config.audio.frame_stack, padded_shape[1])
                 if weights is not None:
                     output.cross_attentions = _padded_weights(weights, audio, text)
         if labels is not None:
@@ -509,9 +524,11 @@ class CtalForPreTraining(CtalPreTrainedModel):
         if feature_labels is not None:
             if frames is None or mask_time_indices is None or input_features is None:
                 raise InputError("feature_labels need input_features and mask_time_indices")
-            _check_shape("feature_labels", feature_labels, input_features.shape)
-            _check_shape("mask_time_indices", mask_time_indices, input_features.shape[:2])
-            output.audio_loss = self._audio_loss(frames, text, states, feature_labels, mask_time_indices, frame_count)
+            _check_shape("mask_time_indices", mask_time_indices, padded_shape)
+            is_masked_BT = mask_time_indices.bool()
+            if feature_attention_mask is not None:
+                is_masked_BT = is_masked_BT & feature_attention_mask.bool()
+            output.audio_loss = self._audio_loss(frames, text, states, feature_labels, is_masked_BT, frame_count)
         losses = [loss for loss in (output.text_loss, output.audio_loss) if loss is not None]
         if losses:
             output.loss = torch.stack(losses).sum()
@@ -531,14 +548,14 @@ class CtalForPreTraining(CtalPreTrainedModel):
         text: Packed,
         states: Tensor | None,
         feature_labels: Tensor,
-        mask_time_indices: Tensor,
+        is_masked_BT: Tensor,
         count: Tensor | int | None,
     ) -> Tensor:
         """Sum of L1 over masked frames / (count · F); 0 where none is masked."""
         stack, size = self.config.audio.frame_stack, self.config.audio.feature_size
-        is_masked = stack_frames(mask_time_indices[..., None].to(torch.uint8), stack)
-        is_masked = is_masked.flatten(0, 1).index_select(0, frames.index).bool()
-        any_N = is_masked.any(1)
+        slots = F.pad(is_masked_BT, (0, -is_masked_BT.shape[1] % stack)).view(-1, stack)
+        is_masked_Nk = slots.index_select(0, frames.index)
+        any_N = is_masked_Nk.any(1)
         index = any_N.nonzero().squeeze(1)
         if states is None:
             sizes = [int(part.sum()) for part in any_N.cpu().split(list(frames.lengths.sizes))]
@@ -546,11 +563,20 @@ class CtalForPreTraining(CtalPreTrainedModel):
             states = self.ctal.audio_encoder(frames, text, selected)
         else:
             states = states.index_select(0, index)
-        targets = stack_frames(feature_labels, stack).flatten(0, 1).index_select(0, frames.index.index_select(0, index))
-        errors = (self.audio_head(states).float() - targets).abs().view(-1, stack, size).sum(2)
-        masked = is_masked.index_select(0, index)
-        total = (errors * masked).sum()
-        return total / (_at_least_one(masked.sum() if count is None else count) * size)
+        masked = is_masked_Nk.index_select(0, index).flatten().nonzero().squeeze(1)
+        targets_MF = self._targets(feature_labels, is_masked_BT, len(masked))
+        predicted_MF = self.audio_head(states).view(-1, size).index_select(0, masked)
+        total = (predicted_MF.float() - targets_MF).abs().sum()
+        return total / (_at_least_one(len(masked) if count is None else count) * size)
+
+    def _targets(self, feature_labels: Tensor, is_masked_BT: Tensor, masked: int) -> Tensor:
+        """(M, F) of `feature_labels` in either form."""
+        size = self.config.audio.feature_size
+        if feature_labels.ndim == 2:
+            _check_shape("feature_labels", feature_labels, torch.Size((masked, size)))
+            return feature_labels
+        _check_shape("feature_labels", feature_labels, torch.Size((*is_masked_BT.shape, size)))
+        return feature_labels[is_masked_BT]
 
 
 class FusionHead(nn.Module):
@@ -684,21 +710,33 @@ class CtalForXVector(_CtalForTask):
         return self.config.speaker_scale * cosines_BC
 
 
-def stack_frames(features: Tensor, stack: int) -> Tensor:
-    """(B, T, F) → (B, ceil(T/stack), stack·F), with zeros behind the last frame."""
+def stack_frames(frames: Packed, stack: int) -> Packed:
+    """Joins `stack` frames of an utterance at a time, with zeros behind its last: (N, F) → (positions, stack·F)."""
     if stack == 1:
-        return features
-    features = F.pad(features, (0, 0, 0, -features.shape[1] % stack))
-    return features.reshape(len(features), -1, stack * features.shape[2])
+        return frames
+    batch, longest = frames.shape
+    sizes, shape = [-(-size // stack) for size in frames.lengths.sizes], torch.Size((batch, -(-longest // stack)))
+    stacked = places_of(sizes, shape, frames.index.device)
+    slots_N = stacked.lengths.offsets[frames.owner] * stack + frames.index % longest
+    size = frames.values.shape[1]
+    flat = frames.values.new_zeros(sum(sizes) * stack, size)
+    return stacked.with_values(flat.index_copy_(0, slots_N, frames.values).view(-1, stack * size))
 
 
 def unstack_frames(stacked: Tensor, stack: int, frames: int) -> Tensor:
-    """The inverse of `stack_frames`, for (B, T, F) with T = `frames`."""
+    """(B, ceil(T/stack), stack·F) → (B, T, F) with T = `frames`: the inverse of `stack_frames`, with padding."""
     return stacked.reshape(len(stacked), -1, stacked.shape[2] // stack)[:, :frames]
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def _padded_shape(features: Tensor | None, mask: Tensor | None) -> torch.Size:
+    """(B, T) of features with or without padding, and of none."""
+    if mask is not None:
+        return mask.shape
+    return features.shape[:2] if features is not None else torch.Size((0, 0))
 
 
 def _check_dimensions(name: str, values: Tensor, axes: str) -> None:
