@@ -542,8 +542,8 @@ def _leave_signals_to_parent(worker: int) -> None:
 def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> Generator[dict[str, Tensor]]:
     """The batches of `microbatches`, in order, made by `workers` processes ahead of time (0: in this one).
 
-    Raises what making one raised, also in a worker. Close it (`contextlib.closing`), or its workers may stay: they ignore
-    signals.
+    Raises what making one raised, also in a worker. Close it (`contextlib.closing`), or its workers, which ignore
+    signals, may stay.
     """
     loader = DataLoader(
         dataset,
