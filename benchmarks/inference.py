@@ -28,7 +28,7 @@ from ctal.audio import load_audio
 from ctal.batching import collate
 from ctal.costs import FRAMES_A_SECOND
 from ctal.features import extract_features
-from ctal.inference import BATCH_FRAMES, find_recordings
+from ctal.inference import BATCH_FRAMES, find_recordings, like_lengths
 from ctal.precision import autocast, for_precision
 
 COSINES = {"ours, fp32": 0.99999, "ours, bf16": 0.9999, "ours, int8": 0.999}
@@ -73,15 +73,8 @@ def authors_embeddings(model: AuthorsModel, batch_size: int, features: Sequence[
 @torch.inference_mode()
 def our_embeddings(model: nn.Module, precision: str, features: Sequence[Tensor]) -> Tensor:
     """(R, D), the longest first, packed batches of as many frames as `ctal.pipeline` takes."""
-    order = sorted(range(len(features)), key=lambda number: -len(features[number]))
-    batches: list[list[int]] = [[]]
-    for number in order:
-        batch = batches[-1]
-        if batch and len(features[batch[0]]) * (len(batch) + 1) > BATCH_FRAMES["cpu"]:
-            batches.append(batch := [])
-        batch.append(number)
     found: dict[int, Tensor] = {}
-    for batch in batches:
+    for batch in like_lengths([len(each) for each in features], BATCH_FRAMES["cpu"]):
         part = [features[number] for number in batch]
         with autocast(torch.device("cpu"), precision):
             states_BTD = model(**collate(_utterances(part))).audio_hidden_state

@@ -424,6 +424,16 @@ def test_a_withheld_input_is_not_there(labelled: Labelled) -> None:
     assert torch.equal(text["input_ids"], both["input_ids"])
 
 
+def test_recordings_that_are_withheld_are_not_decoded(labelled: Labelled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a recording was decoded")
+
+    monkeypatch.setattr("ctal.batching.load_audio", refuse)
+    assert not dataset_of(labelled, "text")[Microbatch(0, (0, 1))]["feature_attention_mask"].any()
+    with pytest.raises(AssertionError, match="decoded"):
+        dataset_of(labelled, "audio")[Microbatch(0, (0, 1))]
+
+
 def test_modality_dropout_drops_either_as_often_never_both_and_nothing_in_evaluation(labelled: Labelled) -> None:
     dataset = dataset_of(labelled, modality_dropout=0.5)
 

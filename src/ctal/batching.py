@@ -434,6 +434,7 @@ class TaskDataset(UtteranceDataset):
         modality_dropout: float,
         time_masks: int,
         frequency_masks: int,
+        feature_size: int,
         **how: Any,
     ) -> None:
         """`how` is what `UtteranceDataset` takes.
@@ -446,28 +447,30 @@ class TaskDataset(UtteranceDataset):
             modality_dropout: Probability that a training utterance loses one of its modalities, either as often.
             time_masks: Stretches of a training utterance that are blanked.
             frequency_masks: Bands of a training utterance that are blanked.
+            feature_size: Dimensions of a frame.
         """
         super().__init__(corpus, **how)
         self.targets, self.inputs = targets, inputs
         self.train_frames, self.max_frames = train_frames, max_frames
         self.modality_dropout, self.time_masks, self.frequency_masks = modality_dropout, time_masks, frequency_masks
+        self.no_frames = torch.zeros(0, feature_size, dtype=torch.float16)
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
         """`input_ids` (L,), `input_features` (T, F; no frame where the recording is withheld), `labels` (), `rows`."""
         stored = self.corpus.read(row)
         generator = self.generator(stored, epoch)
-        text, features = stored.text, self.features(row, stored)
         is_training = epoch != EVALUATION
-        features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         has_text, has_audio = self.inputs != "audio", self.inputs != "text"
+        features = self.features(row, stored) if has_audio else self.no_frames
+        features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         if is_training:
             dice = torch.rand(2, generator=generator)
-            if self.inputs == "both" and text is not None and dice[0] < self.modality_dropout:
+            if self.inputs == "both" and stored.text is not None and dice[0] < self.modality_dropout:
                 has_text, has_audio = bool(dice[1] < 0.5), bool(dice[1] >= 0.5)
             features = mask_blocks(features, self.time_masks, self.frequency_masks, generator)
         return {
-            "input_ids": torch.tensor(self.encode(text if has_text else None)),
-            "input_features": features if has_audio else features[:0],
+            "input_ids": torch.tensor(self.encode(stored.text if has_text else None)),
+            "input_features": features if has_audio else self.no_frames,
             "labels": torch.tensor(self.targets[row]),
             "rows": torch.tensor(row),
         }

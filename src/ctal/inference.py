@@ -581,29 +581,17 @@ class Pipeline(Generic[ResultT]):
             for place, ((start, end), text) in enumerate(zip(heard.spans, heard.texts, strict=True))
         }
         vectors: dict[tuple[int, int], np.ndarray] = {}
-        for batch in self._batches(parts):
-            rows = self._vectors([parts[key][0] for key in batch], [parts[key][1] for key in batch])
-            vectors.update(zip(batch, rows, strict=True))
+        keys = list(parts)
+        frames = [num_frames(len(wave), self._extractor.feature_type) for wave, _ in parts.values()]
+        for batch in like_lengths(frames, BATCH_FRAMES["cpu" if self.device.type == "cpu" else "cuda"]):
+            windows = [keys[number] for number in batch]
+            rows = self._vectors([parts[key][0] for key in windows], [parts[key][1] for key in windows])
+            vectors.update(zip(windows, rows, strict=True))
         for number, heard in enumerate(chunk):
             if isinstance(heard, InputError):
                 yield heard
             else:
                 yield self._result(heard, np.stack([vectors[number, place] for place in range(len(heard.spans))]))
-
-    def _batches(
-        self, parts: Mapping[tuple[int, int], tuple[np.ndarray, str | None]]
-    ) -> Iterator[list[tuple[int, int]]]:
-        """Keys of windows of like length, as many as a batch may hold."""
-        frames = {key: num_frames(len(wave), self._extractor.feature_type) for key, (wave, _) in parts.items()}
-        limit = BATCH_FRAMES["cpu" if self.device.type == "cpu" else "cuda"]
-        batch: list[tuple[int, int]] = []
-        for key in sorted(frames, key=lambda key: -frames[key]):
-            if batch and frames[batch[0]] * (len(batch) + 1) > limit:
-                yield batch
-                batch = []
-            batch.append(key)
-        if batch:
-            yield batch
 
     def _vectors(self, waves: list[np.ndarray], texts: list[str | None]) -> np.ndarray:
         """(B, …) float32, what `_Head.vectors` makes of the outputs."""
@@ -633,6 +621,21 @@ class Pipeline(Generic[ResultT]):
             "notes": tuple(heard.notes),
         }
         return head.result(fields, np.average(vectors, axis=0, weights=seconds), labels)  # pyright: ignore[reportReturnType]
+
+
+def like_lengths(frames: Sequence[int] | np.ndarray, limit: int) -> Iterator[list[int]]:
+    """Numbers of recordings in batches of at most `limit` frames, padding included, or one longer one.
+
+    Longest first, so that neighbours differ little.
+    """
+    batch: list[int] = []
+    for number in np.argsort(-np.asarray(frames), kind="stable").tolist():
+        if batch and frames[batch[0]] * (len(batch) + 1) > limit:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 @overload

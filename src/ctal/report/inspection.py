@@ -27,6 +27,7 @@ from ctal.inference import (
     deal_words,
     find_recordings,
     is_cut,
+    like_lengths,
     load_any_model,
 )
 from ctal.objective import frames_per_second, open_corpus
@@ -386,7 +387,9 @@ def nearest(
     with_text = window.text is not None
     own_E = _embed(loaded, [window], with_text=with_text)[0]
     cosines, done = np.full(len(corpus), -np.inf), 0
-    for batch in _batches(loaded, rows, corpus):
+    frames = np.ceil(np.minimum(corpus.seconds[rows], _longest_seconds(loaded)) * frames_per_second(loaded.processor))
+    for numbers in like_lengths(frames + 1, BATCH_FRAMES["cpu"]):
+        batch = rows[numbers]
         windows = [_stored_window(loaded, corpus.read(row), with_text=with_text) for row in batch]
         cosines[batch] = _embed(loaded, windows, with_text=with_text) @ own_E
         done += len(batch)
@@ -410,19 +413,6 @@ def _searched(loaded: Model, window: _Window, corpus: Corpus) -> np.ndarray:
 
 def _longest_seconds(loaded: Model) -> float:
     return loaded.max_frames * HOP_LENGTH[loaded.processor.feature_extractor.feature_type] / SAMPLING_RATE
-
-
-def _batches(loaded: Model, rows: np.ndarray, corpus: Corpus) -> Iterator[list[int]]:
-    """Rows of like lengths, as many as a batch may hold."""
-    frames = np.ceil(np.minimum(corpus.seconds, _longest_seconds(loaded)) * frames_per_second(loaded.processor)) + 1
-    batch: list[int] = []
-    for row in rows[np.argsort(-frames[rows], kind="stable")].tolist():
-        if batch and frames[batch[0]] * (len(batch) + 1) > BATCH_FRAMES["cpu"]:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _stored_window(loaded: Model, stored: StoredUtterance, *, with_text: bool) -> _Window:
