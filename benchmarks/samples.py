@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ctal import CtalConfig
 from ctal.audio import SAMPLING_RATE
-from ctal.batching import masked_utterance, seeded_generator
+from ctal.batching import PADDING, masked_utterance, seeded_generator
 from ctal.corpora import get_corpus
 from ctal.costs import FRAMES_A_SECOND, TOKENS_A_SECOND
 from ctal.masking import IGNORED
@@ -60,12 +60,11 @@ def masked_batch(seconds: Sequence[float], config: CtalConfig, seed: int = 0) ->
 
 def padded(utterances: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """A batch as recipes commonly have it, which both models take: everything padded on the right to the longest."""
-    fill = {"input_ids": 1, "labels": IGNORED}
     columns = {name: [each[name] for each in utterances] for name in utterances[0]}
     columns["attention_mask"] = [torch.ones_like(each) for each in columns["input_ids"]]
     columns["feature_attention_mask"] = [torch.ones(len(each), dtype=torch.long) for each in columns["input_features"]]
     return {
-        name: pad_sequence(values, batch_first=True, padding_value=fill.get(name, 0))
+        name: pad_sequence(values, batch_first=True, padding_value=PADDING.get(name, 0))
         for name, values in columns.items()
     }
 

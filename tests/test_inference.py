@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import REAL, Cli, Finished, needs_real, record
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalForXVector, CtalProcessor
@@ -26,6 +28,7 @@ from ctal.inference import (
     TaskModel,
     cut_windows,
     deal_words,
+    like_lengths,
     load_recognizer,
     load_task_model,
     pipeline,
@@ -563,3 +566,15 @@ def test_real_recordings_are_cut_at_pauses_and_judged(emotion: Pipeline[EmotionR
     for window in result.windows[:-1]:
         cut = int(window.end * rate)
         assert np.sqrt(np.mean(wave[cut - 1600 : cut + 1600] ** 2)) < 0.5 * overall
+
+
+@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 60))
+def test_batches_of_like_lengths_hold_everything_once_within_the_limit_or_one_alone(
+    frames: list[int], limit: int
+) -> None:
+    batches = list(like_lengths(frames, limit))
+    assert sorted(number for batch in batches for number in batch) == list(range(len(frames)))
+    for batch in batches:
+        assert len(batch) == 1 or max(frames[number] for number in batch) * len(batch) <= limit
+    lengths = [frames[number] for batch in batches for number in batch]
+    assert lengths == sorted(frames, reverse=True)

@@ -135,11 +135,15 @@ def test_what_stands_in_the_padding_changes_nothing(fields: dict[str, Any]) -> N
     assert torch.equal(model(**clean).loss, model(**dirty).loss)
 
 
+def frames_alone(batch: Batch) -> Tensor:
+    """(N, F) features, one behind the other."""
+    return batch["input_features"][batch["feature_attention_mask"].bool()]
+
+
 def without_padding(batch: Batch) -> Batch:
     """The same, with the frames one behind the other and labels of masked ones alone."""
-    is_frame, is_masked = batch["feature_attention_mask"].bool(), batch["mask_time_indices"]
-    frames = {"input_features": batch["input_features"][is_frame], "feature_labels": batch["feature_labels"][is_masked]}
-    return batch | frames
+    labels = batch["feature_labels"][batch["mask_time_indices"]]
+    return batch | {"input_features": frames_alone(batch), "feature_labels": labels}
 
 
 @pytest.mark.parametrize("output_hidden_states", [False, True], ids=["losses only", "all outputs"])
@@ -160,9 +164,10 @@ def test_frames_without_padding_give_the_same_outputs_and_gradients(
     assert_same_gradients(model, other)
 
 
+@pytest.mark.parametrize("fields", VARIANTS)
 @torch.no_grad()
-def test_what_is_masked_in_the_padding_is_not_predicted() -> None:
-    model = pretraining_model()
+def test_what_is_masked_in_the_padding_is_not_predicted(fields: dict[str, Any]) -> None:
+    model = pretraining_model(**fields)
     clean, dirty = (collate(UTTERANCES, padding=3) for _ in range(2))
     dirty["mask_time_indices"][dirty["feature_attention_mask"] == 0] = True
     assert torch.equal(model(**clean).loss, model(**dirty).loss)
@@ -287,7 +292,9 @@ def test_a_missing_text_is_an_empty_one_and_a_missing_recording_leaves_the_audio
     model = pretraining_model()
     audio = {name: BATCH[name] for name in ("input_features", "feature_attention_mask")}
     empty = torch.tensor([[0, 2]]).expand(len(UTTERANCES), 2)
-    torch.testing.assert_close(model(**audio).reconstruction, model(input_ids=empty, **audio).reconstruction)
+    expected = model(input_ids=empty, **audio).reconstruction
+    torch.testing.assert_close(model(**audio).reconstruction, expected)
+    torch.testing.assert_close(model(**audio | {"input_features": frames_alone(BATCH)}).reconstruction, expected)
 
     text = {name: BATCH[name] for name in ("input_ids", "attention_mask")}
     outputs = model(**text, labels=BATCH["labels"], output_hidden_states=True)
@@ -449,7 +456,11 @@ WRONG: dict[str, tuple[Batch, str]] = {
     ),
     "labels of more frames than are masked": (
         without_padding(BATCH) | {"feature_labels": BATCH["feature_labels"].flatten(0, 1)},
-        "feature_labels",
+        "feature_labels has 160 frames, but mask_time_indices marks 18",
+    ),
+    "a mask of one recording": (
+        {"input_features": BATCH["input_features"][0], "feature_attention_mask": BATCH["feature_attention_mask"][0]},
+        r"feature_attention_mask has shape \(40,\): it must be \(B, T\)",
     ),
     "frame masks of another shape": (BATCH | {"mask_time_indices": BATCH["mask_time_indices"][:, 1:]}, "mask_time"),
 }

@@ -17,7 +17,7 @@ from transformers import (
 from ctal import CtalForSequenceClassification, CtalForXVector
 from ctal.errors import InputError
 from ctal.fusion import FUSIONS
-from test_modeling_ctal import UTTERANCES, Batch, collate, inputs_of, nano, pretraining_model
+from test_modeling_ctal import UTTERANCES, Batch, collate, frames_alone, inputs_of, nano, pretraining_model
 
 LABELS = torch.tensor([0, 2, 1, 2])
 
@@ -53,6 +53,23 @@ def test_padding_and_the_other_utterances_of_a_batch_change_nothing(fusion: str,
         alone = model(**batch_of([number]))
         torch.testing.assert_close(alone.embeddings[0], together.embeddings[number], atol=1e-5, rtol=0)
         torch.testing.assert_close(alone.logits[0], together.logits[number], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("stack", [1, 2])
+def test_frames_without_padding_give_the_same_with_an_utterance_that_has_none_between_others(
+    fusion: str, stack: int
+) -> None:
+    model = task_model(fusion=fusion, frame_stack=stack)
+    padded = dict(BATCH)
+    padded["feature_attention_mask"] = BATCH["feature_attention_mask"].clone()
+    padded["feature_attention_mask"][1] = 0
+
+    expected = model(**padded)
+    found = model(**padded | {"input_features": frames_alone(padded)})
+
+    torch.testing.assert_close(found.embeddings, expected.embeddings)
+    torch.testing.assert_close(found.logits, expected.logits)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

@@ -476,11 +476,12 @@ class TaskDataset(UtteranceDataset):
         }
 
 
-_PADDING: Mapping[str, float] = {"input_ids": 1, "labels": IGNORED}
+PADDING: Mapping[str, float] = {"input_ids": 1, "labels": IGNORED}
+"""What stands behind the end of what is padded; else 0."""
 
 
 def collate(utterances: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch with the arguments of a model's `forward`, and nothing that it would not look at.
+    """A batch with the arguments of a model's `forward`.
 
     Frames are those of all utterances one behind the other, without padding, (N, F), and of their labels only those of
     masked frames are in it, (M, F). Everything else is small, and padded on the right.
@@ -498,17 +499,17 @@ def collate(utterances: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         elif values[0].ndim == 0:
             batch[name] = torch.stack(values)
         else:
-            batch[name] = pad_sequence(values, batch_first=True, padding_value=_PADDING.get(name, 0))
+            batch[name] = pad_sequence(values, batch_first=True, padding_value=PADDING.get(name, 0))
     return batch
 
 
 def _mask(lengths: Sequence[int]) -> Tensor:
-    return (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).long()
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
 class Parcel(NamedTuple):
-    """A batch on its way from a worker, in one piece: a tensor that crosses costs half a millisecond, and its bytes
-    less."""
+    """A batch on its way from a worker, in one piece: each tensor that crosses costs half a millisecond, whatever its
+    size."""
 
     content: Tensor
     """(bytes,) uint8."""
@@ -527,7 +528,7 @@ class Parcel(NamedTuple):
         batch, start = {}, 0
         for name, dtype, shape in self.layout:
             end = start + math.prod(shape) * dtype.itemsize
-            batch[name] = self.content[start:end].view(dtype).view(*shape)
+            batch[name] = self.content[start:end].view(dtype).view(shape)
             start = end
         return batch
 
@@ -546,7 +547,7 @@ def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> 
     """The batches of `microbatches`, in order, made by `workers` processes ahead of time (0: in this one).
 
     Raises what making one raised, also in a worker. Close it (`contextlib.closing`), or its workers, which ignore
-    signals, may stay.
+    SIGTERM and SIGINT, may stay.
     """
     loader = DataLoader(
         dataset,
@@ -562,8 +563,9 @@ def load(dataset: Dataset, microbatches: Iterator[Microbatch], workers: int) -> 
         for parcel in loader:
             yield parcel.opened()
     except BaseException as error:
-        # Its traceback would keep the loader and so its workers, which a process that ends would wait for without end.
-        traceback.clear_frames(error.__traceback__)
+        if workers:
+            # Its traceback would keep them, and a process that ends would wait for them without end.
+            traceback.clear_frames(error.__traceback__)
         if not isinstance(error, InputError):
             raise
         # A worker's comes with its traceback as its message, of which the last line is ours.

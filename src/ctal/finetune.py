@@ -395,7 +395,7 @@ def make_dataset(
         modality_dropout=config.modality_dropout,
         time_masks=config.time_masks,
         frequency_masks=config.frequency_masks,
-        feature_size=architecture.audio.feature_size,
+        feature_size=processor.feature_extractor.feature_size,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
         extract=processor.feature_extractor.features,
         analysis=processor.feature_extractor.analysis,

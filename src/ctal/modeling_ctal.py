@@ -406,12 +406,13 @@ class CtalModel(CtalPreTrainedModel):
         input_features: Tensor | None,
         feature_attention_mask: Tensor | None,
     ) -> tuple[Packed, Packed | None]:
-        """Padded inputs → packed tokens (N,) and packed, stacked frames (N, F·frame_stack); checks both."""
+        """Inputs → packed tokens (N,) and packed, stacked frames (N, F·frame_stack); checks both."""
         if input_ids is None:
             if input_features is None:
                 raise InputError("neither input_ids nor input_features given: a batch needs one of them")
             ends = torch.tensor([self.config.text.bos_token_id, self.config.text.eos_token_id])
-            input_ids = ends.to(input_features.device).expand(len(input_features), 2)
+            recordings = _padded_shape(input_features, feature_attention_mask)[0]
+            input_ids = ends.to(input_features.device).expand(recordings, 2)
         _check_dimensions("input_ids", input_ids, "(B, L)")
         tokens = pack(input_ids, _checked_mask("attention_mask", attention_mask, input_ids))
         if tokens.lengths.longest > self.config.text.max_tokens:
@@ -429,6 +430,8 @@ class CtalModel(CtalPreTrainedModel):
         """(B, T, F) or (N, F) features → packed (N, F)."""
         audio = self.config.audio
         if features.ndim == 2 and mask is not None:
+            if mask.ndim != 2:
+                raise InputError(f"feature_attention_mask has shape {tuple(mask.shape)}: it must be (B, T)")
             mask = _checked_mask("feature_attention_mask", mask, mask, may_be_empty=True)
             frames = places_of(mask.sum(1).tolist(), mask.shape, mask.device).with_values(features)
             if len(features) != len(frames.index):
@@ -437,6 +440,10 @@ class CtalModel(CtalPreTrainedModel):
                     f"{len(frames.index)} ones: there must be one for each frame"
                 )
         else:
+            if features.ndim == 2:
+                raise InputError(
+                    "input_features has two dimensions: it must be (B, T, F), or (N, F) with a feature_attention_mask"
+                )
             _check_dimensions("input_features", features, "(B, T, F)")
             frames = pack(features, _checked_mask("feature_attention_mask", mask, features[..., 0], may_be_empty=True))
         if features.shape[-1] != audio.feature_size:
@@ -500,7 +507,6 @@ class CtalForPreTraining(CtalPreTrainedModel):
             output_attentions: Also return what each frame attends to in the text; implies `output_hidden_states`.
         """
         text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
-        padded_shape = _padded_shape(input_features, feature_attention_mask)
         text = self.ctal.text_encoder(text)
         has_labels = labels is not None or feature_labels is not None
         full = not has_labels or output_hidden_states or output_attentions
@@ -509,22 +515,23 @@ class CtalForPreTraining(CtalPreTrainedModel):
         if full:
             output.text_hidden_state = text.padded()
             output.logits = text.with_values(self.text_head(text.values)).padded()
-            if frames is not None:
+            if input_features is not None and frames is not None:
                 weights: list[list[Tensor]] | None = [] if output_attentions else None
                 audio = frames.with_values(self.ctal.audio_encoder(frames, text, weights=weights))
                 states = audio.values
                 output.audio_hidden_state = audio.padded()
                 stacked = audio.with_values(self.audio_head(audio.values)).padded()
-                output.reconstruction = unstack_frames(stacked, self.config.audio.frame_stack, padded_shape[1])
+                longest = _padded_shape(input_features, feature_attention_mask)[1]
+                output.reconstruction = unstack_frames(stacked, self.config.audio.frame_stack, longest)
                 if weights is not None:
                     output.cross_attentions = _padded_weights(weights, audio, text)
         if labels is not None:
             _check_shape("labels", labels, text.shape)
             output.text_loss = self._text_loss(text, labels, token_count)
         if feature_labels is not None:
-            if frames is None or mask_time_indices is None or input_features is None:
+            if input_features is None or frames is None or mask_time_indices is None:
                 raise InputError("feature_labels need input_features and mask_time_indices")
-            _check_shape("mask_time_indices", mask_time_indices, padded_shape)
+            _check_shape("mask_time_indices", mask_time_indices, _padded_shape(input_features, feature_attention_mask))
             is_masked_BT = mask_time_indices.bool()
             if feature_attention_mask is not None:
                 is_masked_BT = is_masked_BT & feature_attention_mask.bool()
@@ -553,30 +560,31 @@ class CtalForPreTraining(CtalPreTrainedModel):
     ) -> Tensor:
         """Sum of L1 over masked frames / (count · F); 0 where none is masked."""
         stack, size = self.config.audio.frame_stack, self.config.audio.feature_size
-        slots = F.pad(is_masked_BT, (0, -is_masked_BT.shape[1] % stack)).view(-1, stack)
-        is_masked_Nk = slots.index_select(0, frames.index)
+        targets_MF = self._targets(feature_labels, is_masked_BT)
+        slots = F.pad(is_masked_BT, (0, -is_masked_BT.shape[1] % stack)).reshape(-1, stack)
+        # On the host, once: the device need not be waited for again to learn where and how many they are.
+        is_masked_Nk = slots.index_select(0, frames.index).cpu()
         any_N = is_masked_Nk.any(1)
-        index = any_N.nonzero().squeeze(1)
+        index = any_N.nonzero().squeeze(1).to(frames.index.device)
+        masked = is_masked_Nk[any_N].flatten().nonzero().squeeze(1).to(frames.index.device)
+        if len(targets_MF) != len(masked):
+            raise InputError(f"feature_labels has {len(targets_MF)} frames, but mask_time_indices marks {len(masked)}")
         if states is None:
-            sizes = [int(part.sum()) for part in any_N.cpu().split(list(frames.lengths.sizes))]
-            selected = Selection(index, Lengths(sizes, index.device))
-            states = self.ctal.audio_encoder(frames, text, selected)
+            sizes = [int(part.sum()) for part in any_N.split(list(frames.lengths.sizes))]
+            states = self.ctal.audio_encoder(frames, text, Selection(index, Lengths(sizes, index.device)))
         else:
             states = states.index_select(0, index)
-        masked = is_masked_Nk.index_select(0, index).flatten().nonzero().squeeze(1)
-        targets_MF = self._targets(feature_labels, is_masked_BT, len(masked))
         predicted_MF = self.audio_head(states).view(-1, size).index_select(0, masked)
         total = (predicted_MF.float() - targets_MF).abs().sum()
         return total / (_at_least_one(len(masked) if count is None else count) * size)
 
-    def _targets(self, feature_labels: Tensor, is_masked_BT: Tensor, masked: int) -> Tensor:
+    def _targets(self, feature_labels: Tensor, is_masked_BT: Tensor) -> Tensor:
         """(M, F) of `feature_labels` in either form."""
         size = self.config.audio.feature_size
-        if feature_labels.ndim == 2:
-            _check_shape("feature_labels", feature_labels, torch.Size((masked, size)))
-            return feature_labels
-        _check_shape("feature_labels", feature_labels, torch.Size((*is_masked_BT.shape, size)))
-        return feature_labels[is_masked_BT]
+        is_padded = feature_labels.ndim != 2
+        shape = (*is_masked_BT.shape, size) if is_padded else (len(feature_labels), size)
+        _check_shape("feature_labels", feature_labels, torch.Size(shape))
+        return feature_labels[is_masked_BT] if is_padded else feature_labels
 
 
 class FusionHead(nn.Module):
@@ -732,11 +740,9 @@ def _at_least_one(count: Tensor | int) -> Tensor | int:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
-def _padded_shape(features: Tensor | None, mask: Tensor | None) -> torch.Size:
-    """(B, T) of features with or without padding, and of none."""
-    if mask is not None:
-        return mask.shape
-    return features.shape[:2] if features is not None else torch.Size((0, 0))
+def _padded_shape(features: Tensor, mask: Tensor | None) -> torch.Size:
+    """(B, T) of features, with padding or without."""
+    return features.shape[:2] if mask is None else mask.shape
 
 
 def _check_dimensions(name: str, values: Tensor, axes: str) -> None:
