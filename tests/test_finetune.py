@@ -28,7 +28,7 @@ from ctal.pretrain import load_processor
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.store import Store, prepare_store
 from ctal.tasks import TASKS, read_targets
-from ctal.training import parameter_groups
+from ctal.training import Silence, parameter_groups
 
 QUICK: dict[str, Any] = {
     **{name: value for name, value in NANO.items() if name != "steps"},
@@ -228,6 +228,30 @@ def test_speakers_are_compared_in_any_precision_whatever_their_classifier_is(
     for each in others:
         assert each is not None
         assert abs(each["metrics"]["eer"] - exact["metrics"]["eer"]) < 0.2
+
+
+class Notes(Silence):
+    """What the user is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_few_updates_are_told_before_they_are_made(
+    labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(FinetuneConfig, QUICK, {"epochs": 1})
+    told: list[list[str]] = []
+    for number, few in enumerate((300, 1)):
+        monkeypatch.setattr("ctal.finetune.FEW_UPDATES", few)
+        notes, out = Notes(), tmp_path / str(number)
+        finetune("sentiment", [labelled.split], out, config, start_from=labelled.pretrained, progress=notes)
+        told.append([note for note in notes.notes if "updates" in note])
+    steps = json.loads((tmp_path / "0" / "config.json").read_text())["steps"]
+    assert told == [[f"only {steps} updates: on few recordings more passes are worth it (--epochs, --steps)"], []]
 
 
 def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_heard_its_speaker(

@@ -71,6 +71,9 @@ Evaluation = dict[str, Any]
 
 GE2E_SEED = 0
 
+FEW_UPDATES = 300
+"""Below this a new head has hardly begun to learn (docs/results.md, emotions of EmoDB)."""
+
 
 def finetune(
     task_name: str,
@@ -117,6 +120,10 @@ def finetune(
             check_same(saved, {**objective.config.model_dump(), **objective.identity()})
             progress.note(f"{fold.name}: done already")
             continue
+        if run == runs[0] and objective.config.steps < FEW_UPDATES:
+            progress.note(
+                f"only {objective.config.steps} updates: on few recordings more passes are worth it (--epochs, --steps)"
+            )
         if not one:
             progress.note(f"fold {fold.name}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
