@@ -1,0 +1,69 @@
+"""How well a linear classifier tells emotions from a model's audio states: what they hold before any fine-tuning.
+
+    python docs/linear_probe.py STORE MODEL [--random]
+
+For each audio layer and two strengths of regularisation: mean recall (UAR) of a linear SVM over the mean and standard
+deviation of an utterance's states, leave-one-speaker-out. `--random` takes new weights of the same architecture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from ctal import CtalConfig, CtalModel, CtalProcessor
+from ctal.audio import load_audio
+from ctal.store import Store
+
+STRENGTHS = (0.001, 0.01)
+
+
+@torch.inference_mode()
+def pooled_states(model: CtalModel, features_TF: torch.Tensor) -> np.ndarray:
+    """(layers, 2·D) means and standard deviations over time, without a transcript."""
+    seen: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, given: object, states_TD: torch.Tensor) -> None:
+        seen.append(states_TD)
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.audio_encoder.layers]
+    model(input_features=features_TF[None])
+    for hook in hooks:
+        hook.remove()
+    return np.stack([torch.cat([states_TD.mean(0), states_TD.std(0)]).numpy() for states_TD in seen])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("store")
+    parser.add_argument("model")
+    parser.add_argument("--random", action="store_true")
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    store, extractor = Store(given.store), CtalProcessor.from_pretrained(given.model).feature_extractor
+    random = CtalModel(CtalConfig.from_pretrained(given.model))
+    model = random.eval() if given.random else CtalModel.from_pretrained(given.model).eval()
+    recordings = (store.read(row) for row in range(len(store)))
+    found = np.stack([pooled_states(model, extractor.features(load_audio(each.audio, each.id))) for each in recordings])
+    labels = np.array([each["emotion"] for each in store.labels()])
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    for layer in range(found.shape[1]):
+        for strength in STRENGTHS:
+            svm = make_pipeline(
+                StandardScaler(), LinearSVC(C=strength, class_weight="balanced", max_iter=3000, random_state=0)
+            )
+            said = cross_val_predict(svm, found[:, layer], labels, groups=store.index.speakers, cv=LeaveOneGroupOut())
+            print(f"layer {layer + 1}, C={strength}: UAR {balanced_accuracy_score(labels, said):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
