@@ -42,14 +42,25 @@ def normalize_transcript(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES)
     # Lower case can undo composition ("İ"), hence NFKC once more.
     text = unicodedata.normalize("NFKC", text.lower())
-    return " ".join("".join(_kept(character) for character in text).split())
+    return " ".join(text.translate(_KEPT).split())
 
 
-def _kept(character: str) -> str:
-    """Letters, marks, digits and the apostrophe as they are, invisible format characters gone, the rest a space."""
-    if character == "'" or (category := unicodedata.category(character))[0] in "LMN":
-        return character
-    return "" if category == "Cf" else " "
+class _Kept(dict[int, str]):
+    """For `str.translate`: letters, marks, digits and the apostrophe as they are, invisible format characters gone, the
+    rest a space. Filled as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        if character == "'" or category[0] in "LMN":
+            kept = character
+        else:
+            kept = "" if category == "Cf" else " "
+        self[code] = kept
+        return kept
+
+
+_KEPT = _Kept()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> RobertaTokenizer:
