@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Check, Report, Spread, Table, alternate, significant, times_faster
 from benchmarks.pretraining_step import OURS, Trainers
-from benchmarks.samples import librispeech_like_seconds, masked_batch, padded, write_store
+from benchmarks.samples import librispeech_like_seconds, masked_batch, padded, without_padding, write_store
 from ctal import CtalFeatureExtractor, CtalProcessor
 from ctal.audio import load_audio
 from ctal.batching import (
@@ -67,9 +67,9 @@ class FilePerUtterance(Dataset):
             self.rows = list(csv.DictReader(file))
 
     def __getitem__(self, microbatch: Microbatch) -> Batch:
-        return padded([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
+        return padded([self._utterance(row, microbatch.epoch) for row in microbatch.rows])
 
-    def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
+    def _utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
         name, like = self.rows[row], self.like
         generator = seeded_generator(like.seed, epoch, name["id"])
         features = torch.from_numpy(np.load(name["path"]))
@@ -140,9 +140,8 @@ def seconds_of_epoch(read: Reader, plan: StepPlan, epochs: int, cold: Path | Non
 def _differences(plan: StepPlan, read: Reader, plainly: Reader) -> Iterator[float]:
     """Of each tensor of the first batch: what a model would be given either way."""
     key = Microbatch(0, tuple(next(iter(plan.steps(0))).tolist()))
-    ((mine,), (theirs,)) = (list(each(iter([key]))) for each in (read, plainly))
-    theirs["input_features"] = theirs["input_features"][theirs["feature_attention_mask"].bool()]
-    theirs["feature_labels"] = theirs["feature_labels"][theirs["mask_time_indices"]]
+    (mine,), (whole,) = (list(each(iter([key]))) for each in (read, plainly))
+    theirs = without_padding(whole)
     for name, value in mine.items():
         assert value.shape == theirs[name].shape, name
         yield float((value.float() - theirs[name].to(value.dtype).float()).abs().max())

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baseline import Attention, AuthorsModel, compare, copy_weights
@@ -35,6 +34,7 @@ from benchmarks.samples import MIXED_SECONDS, NEIGHBOURING_SECONDS, masked_batch
 from ctal import CtalConfig, CtalForPreTraining
 from ctal.costs import Positions, pretraining_operations
 from ctal.masking import IGNORED
+from ctal.modeling_ctal import stack_mask
 from ctal.precision import autocast
 from ctal.recipes import PretrainConfig, make_config
 from ctal.training import parameter_groups
@@ -199,9 +199,8 @@ def positions_of(config: CtalConfig, batch: Batch, all_positions: bool = False) 
     """Of each utterance; with `all_positions` every token and frame counts as predicted."""
     tokens = batch["attention_mask"].sum(1)
     wanted_tokens = tokens if all_positions else (batch["labels"] != IGNORED).sum(1)
-    stack = config.audio.frame_stack
     frames, wanted_frames = (
-        F.pad(mask.long(), (0, -mask.shape[1] % stack)).view(len(mask), -1, stack).amax(2).sum(1)
+        stack_mask(mask.bool(), config.audio.frame_stack).any(2).sum(1)
         for mask in (batch["feature_attention_mask"], batch["mask_time_indices"])
     )
     columns = (tokens, frames, wanted_tokens, frames if all_positions else wanted_frames)

@@ -69,6 +69,12 @@ def padded(utterances: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
+def without_padding(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Such a batch as `ctal.batching.collate` makes it: frames one behind the other, labels of masked ones alone."""
+    features = batch["input_features"][batch["feature_attention_mask"].bool()]
+    return {**batch, "input_features": features, "feature_labels": batch["feature_labels"][batch["mask_time_indices"]]}
+
+
 def librispeech_like_seconds(count: int, seed: int = 0) -> list[float]:
     """Lengths between 2 and 17 s, 12.3 s on average, long ones more frequent."""
     return (2 + 15 * np.random.default_rng(seed).beta(2.2, 1.0, count)).round(2).tolist()

@@ -50,8 +50,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     store, extractor = Store(given.store), CtalProcessor.from_pretrained(given.model).feature_extractor
-    random = CtalModel(CtalConfig.from_pretrained(given.model))
-    model = random.eval() if given.random else CtalModel.from_pretrained(given.model).eval()
+    if given.random:
+        model = CtalModel(CtalConfig.from_pretrained(given.model)).eval()
+    else:
+        model = CtalModel.from_pretrained(given.model).eval()
     recordings = (store.read(row) for row in range(len(store)))
     found = np.stack([pooled_states(model, extractor.features(load_audio(each.audio, each.id))) for each in recordings])
     labels = np.array([each["emotion"] for each in store.labels()])

@@ -429,7 +429,11 @@ class CtalModel(CtalPreTrainedModel):
     def _pack_features(self, features: Tensor, mask: Tensor | None) -> Packed:
         """(B, T, F) or (N, F) features → packed (N, F)."""
         audio = self.config.audio
-        if features.ndim == 2 and mask is not None:
+        if features.ndim == 2:
+            if mask is None:
+                raise InputError(
+                    "input_features has two dimensions: it must be (B, T, F), or (N, F) with a feature_attention_mask"
+                )
             if mask.ndim != 2:
                 raise InputError(f"feature_attention_mask has shape {tuple(mask.shape)}: it must be (B, T)")
             mask = _checked_mask("feature_attention_mask", mask, mask, may_be_empty=True)
@@ -440,10 +444,6 @@ class CtalModel(CtalPreTrainedModel):
                     f"{len(frames.index)} ones: there must be one for each frame"
                 )
         else:
-            if features.ndim == 2:
-                raise InputError(
-                    "input_features has two dimensions: it must be (B, T, F), or (N, F) with a feature_attention_mask"
-                )
             _check_dimensions("input_features", features, "(B, T, F)")
             frames = pack(features, _checked_mask("feature_attention_mask", mask, features[..., 0], may_be_empty=True))
         if features.shape[-1] != audio.feature_size:
@@ -561,7 +561,7 @@ class CtalForPreTraining(CtalPreTrainedModel):
         """Sum of L1 over masked frames / (count · F); 0 where none is masked."""
         stack, size = self.config.audio.frame_stack, self.config.audio.feature_size
         targets_MF = self._targets(feature_labels, is_masked_BT)
-        slots = F.pad(is_masked_BT, (0, -is_masked_BT.shape[1] % stack)).reshape(-1, stack)
+        slots = stack_mask(is_masked_BT, stack).flatten(0, 1)
         # On the host, once: the device need not be waited for again to learn where and how many they are.
         is_masked_Nk = slots.index_select(0, frames.index).cpu()
         any_N = is_masked_Nk.any(1)
@@ -729,6 +729,11 @@ def stack_frames(frames: Packed, stack: int) -> Packed:
     size = frames.values.shape[1]
     flat = frames.values.new_zeros(sum(sizes) * stack, size)
     return stacked.with_values(flat.index_copy_(0, slots_N, frames.values).view(-1, stack * size))
+
+
+def stack_mask(mask_BT: Tensor, stack: int) -> Tensor:
+    """(B, T) → (B, ceil(T/stack), stack): the frames that a position stands for."""
+    return F.pad(mask_BT, (0, -mask_BT.shape[1] % stack)).reshape(len(mask_BT), -(-mask_BT.shape[1] // stack), stack)
 
 
 def unstack_frames(stacked: Tensor, stack: int, frames: int) -> Tensor:
