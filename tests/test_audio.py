@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from ctal.audio import SAMPLING_RATE, decode_audio, load_audio, num_frames, resample, resampled_length
+from ctal.audio import SAMPLING_RATE, FeatureType, decode_audio, load_audio, num_frames, resample, resampled_length
 from ctal.errors import InputError
-from ctal.features import deltas, extract_features, extract_features_batch, feature_size, log_mel, mel_filters
+from ctal.features import Cmvn, deltas, extract_features, extract_features_batch, feature_size, log_mel, mel_filters
 
 FORMATS = [
     ("WAV", "PCM_16"),
@@ -196,9 +196,9 @@ def test_deltas_of_fewer_than_9_frames_use_the_widest_odd_window_that_fits(order
 
 
 @pytest.mark.parametrize(
-    ("feature_type", "delta_order", "cmvn"), [("mel", 1, True), ("fbank", 2, True), ("mel", 0, False)]
+    ("feature_type", "delta_order", "cmvn"), [("mel", 1, "utterance"), ("fbank", 2, "fixed"), ("mel", 0, "none")]
 )
-def test_the_batch_does_not_change_the_features_of_an_utterance(feature_type, delta_order, cmvn: bool):
+def test_the_batch_does_not_change_the_features_of_an_utterance(feature_type, delta_order, cmvn: Cmvn):
     waves = [torch.from_numpy(speechlike(n, seed=n)) for n in (30_001, 1, 900, 16_000, 1_600, 70_000)]
     options = {"feature_type": feature_type, "delta_order": delta_order, "cmvn": cmvn}
     features, lengths = extract_features_batch(waves, **options)
@@ -219,6 +219,20 @@ def test_cmvn_gives_mean_0_and_population_standard_deviation_1():
 @pytest.mark.parametrize("num_samples", [1, 199, 200, 1_599, 100_000])
 def test_digital_silence_stays_silent_and_finite(num_samples: int):
     assert extract_features(torch.zeros(num_samples), delta_order=2).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("feature_type", ["mel", "fbank"])
+def test_constants_normalise_about_as_much_and_keep_how_loud_a_recording_is(feature_type: FeatureType):
+    wave = torch.from_numpy(speechlike(40_000))
+    made, quieter = (
+        extract_features(part, feature_type=feature_type, delta_order=2, cmvn="fixed") for part in (wave, 0.1 * wave)
+    )
+    for order, features in enumerate(made.split(80, dim=1)):
+        assert features.mean().abs() < 2, order
+        assert 0.2 < features.std() < 2, order
+    difference = made - quieter
+    assert difference[:, :80].mean() == pytest.approx(np.log(100) / 4, rel=0.1)  # of power, in deviations
+    assert difference[:, 80:].abs().mean() < 0.1
 
 
 def test_a_channel_of_speech_is_scaled_not_its_loudness():

@@ -34,14 +34,12 @@ from transformers.utils.logging import disable_progress_bar
 from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
 from ctal.errors import InputError, did_you_mean, first_problem
-from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import file_aside, folder_aside, write_json
 from ctal.finetune import finetune
 from ctal.objective import open_corpus
 from ctal.precision import fast_precision
-from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, pretrain
+from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, new_processor, pretrain
 from ctal.processes import Cost, measured, training_pool, usable_cores
-from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import (
     FINETUNING,
     HARMLESS,
@@ -243,7 +241,7 @@ class _Pretraining(_Training):
 
     def _start(self) -> None:
         disable_progress_bar()
-        processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(self.tokenizer))
+        processor = new_processor(self.tokenizer, self.architecture)
         torch.manual_seed(self.config["seed"])
         model = new_model(self.size, processor, self.architecture)
         with folder_aside(self.folder / "model") as folder:

@@ -7,14 +7,16 @@ are ours, for laptops and for tests.
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ctal.errors import InputError, did_you_mean
+from ctal.features import Cmvn
 from ctal.fusion import FUSIONS
 
 _INHERITED = (
@@ -91,6 +93,9 @@ class CtalAudioConfig(_EncoderConfig):
 
     feature_size: int = 160
     """Dimensions of a frame."""
+    cmvn: str = "utterance"
+    """How a new model's features are normalised: by each `utterance`, as the authors' are; by constants, `fixed`, which
+    leaves in them how loud and how coloured a voice is (docs/results.md); or `none`."""
     max_position_embeddings: int = 3000
     """Learned positions, one a step of `frame_stack` frames."""
     frame_stack: int = 1
@@ -100,6 +105,7 @@ class CtalAudioConfig(_EncoderConfig):
         super().__post_init__(**kwargs)
         if self.frame_stack not in (1, 2, 4):
             raise InputError(f"frame_stack must be 1, 2 or 4, not {self.frame_stack}")
+        _check_choice("cmvn", self.cmvn, get_args(Cmvn))
 
     @property
     def max_frames(self) -> int:
@@ -156,9 +162,7 @@ class CtalConfig(_CheckedConfig):
             "position_init": ("sinusoidal", "normal"),
         }
         for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise InputError(f"{name}='{value}'{did_you_mean(str(value), allowed)}: use {', '.join(allowed)}")
+            _check_choice(name, getattr(self, name), allowed)
         for name in ("orthogonality_weight", "head_dropout_prob", "speaker_margin", "speaker_scale"):
             _check_range(name, getattr(self, name), whole=False)
         if self.text.hidden_size != self.audio.hidden_size:
@@ -224,6 +228,11 @@ class CtalConfig(_CheckedConfig):
             for owner in owners:
                 {"text encoder": text, "audio encoder": audio, "both": top}[owner][name] = value
         return cls(text_config=text, audio_config=audio, **top)
+
+
+def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}='{value}'{did_you_mean(str(value), allowed)}: use {', '.join(allowed)}")
 
 
 def _check_range(name: str, value: Any, *, whole: bool) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, num_frames, resample
 from ctal.configuration_ctal import CtalConfig
 from ctal.errors import InputError, did_you_mean
-from ctal.features import DeltaOrder, extract_features, extract_features_batch, feature_size
+from ctal.features import Cmvn, DeltaOrder, extract_features, extract_features_batch, feature_size
 
 Wave = np.ndarray | Tensor | Sequence[float]
 """One recording, mono, floating point, full scale ±1."""
@@ -28,7 +28,7 @@ _BOOKKEEPING = ("feature_extractor_type", "processor_class", "auto_map")
 
 
 class CtalFeatureExtractor(SequenceFeatureExtractor):
-    """Log-mel features with deltas, normalised per utterance, at 80 (`mel`) or 100 (`fbank`) frames a second.
+    """Log-mel features with deltas, normalised, at 80 (`mel`) or 100 (`fbank`) frames a second.
 
     Raises `InputError` for an unknown field or a value that it cannot have.
     """
@@ -39,11 +39,14 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         self,
         feature_type: FeatureType = "mel",
         delta_order: DeltaOrder = 1,
-        cmvn: bool = True,
+        cmvn: Cmvn | bool = "utterance",
         max_frames: int = 3000,
         **kwargs: Any,
     ) -> None:
-        """`max_frames` is what the model has positions for; longer recordings are refused or, if asked, truncated."""
+        """`max_frames` is what the model has positions for; longer recordings are refused or, if asked, truncated.
+        `cmvn` may also be True, for `utterance`, or False, for `none`."""
+        if isinstance(cmvn, bool):
+            cmvn = "utterance" if cmvn else "none"
         fields = ("feature_type", "delta_order", "cmvn", "max_frames")
         for name in kwargs:
             if name not in _BOOKKEEPING:
@@ -52,12 +55,15 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
             raise InputError(f"feature_type is '{feature_type}'; choose from {', '.join(get_args(FeatureType))}")
         if delta_order not in get_args(DeltaOrder):
             raise InputError(f"delta_order is {delta_order}; choose from 0, 1, 2")
+        if cmvn not in get_args(Cmvn):
+            hint = did_you_mean(str(cmvn), get_args(Cmvn))
+            raise InputError(f"cmvn is '{cmvn}'{hint}; choose from {', '.join(get_args(Cmvn))}")
         if max_frames < 1:
             raise InputError(f"max_frames is {max_frames}; it must be at least 1")
         super().__init__(feature_size(delta_order), SAMPLING_RATE, padding_value=0.0, **kwargs)
         self.feature_type: FeatureType = feature_type
         self.delta_order: DeltaOrder = delta_order
-        self.cmvn = cmvn
+        self.cmvn: Cmvn = cmvn
         self.max_frames = max_frames
 
     def __call__(
@@ -95,7 +101,8 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
     @property
     def analysis(self) -> str:
         """A name of how features are made, for what is kept of them: extractors of one name give the same."""
-        return f"{self.feature_type}-{self.delta_order}{'-cmvn' if self.cmvn else ''}"
+        normalised = {"utterance": "-cmvn", "fixed": "-fixed", "none": ""}[self.cmvn]
+        return f"{self.feature_type}-{self.delta_order}{normalised}"
 
     def features(self, wave: np.ndarray) -> Tensor:
         """Features (T, `feature_size`) float32 of one utterance (num_samples ≥ 1,) at 16 kHz, however long.

@@ -1,6 +1,6 @@
 """Acoustic features in torch, batched, on any device: the authors' librosa features without librosa.
 
-Log-mel spectrograms, their deltas, and normalisation per utterance (CMVN), as recorded from the authors' code:
+Log-mel spectrograms, their deltas, and normalisation (CMVN, by the utterance), as recorded from the authors' code:
 power spectrogram with zeros beyond both ends, Slaney mel filters, log(x + 1e-6), Savitzky–Golay deltas of the static
 features whose edges continue the fit of the outermost window, population standard deviation.
 
@@ -29,6 +29,9 @@ from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, num_frames
 NUM_MEL = 80
 
 DeltaOrder = Literal[0, 1, 2]
+Cmvn = Literal["utterance", "fixed", "none"]
+"""What features are normalised by: each recording's own mean and deviation of every dimension, as the authors have it;
+constants, so that how loud and how coloured a voice is stays in them; or nothing."""
 
 _LOG_OFFSET = 1e-6
 _DELTA_HALF_WIDTH = 4
@@ -41,12 +44,16 @@ _BLOCK_FRAMES = {"cpu": 128, "cuda": 16_384}
 class _Analysis(NamedTuple):
     n_fft: int
     window: int
+    mean: float
+    """Of log-mel features of read speech, about, over all channels."""
 
 
 _ANALYSIS: dict[FeatureType, _Analysis] = {
-    "mel": _Analysis(n_fft=2048, window=800),  # 50 ms
-    "fbank": _Analysis(n_fft=400, window=400),  # 25 ms
+    "mel": _Analysis(n_fft=2048, window=800, mean=-7.0),  # 50 ms
+    "fbank": _Analysis(n_fft=400, window=400, mean=-9.0),  # 25 ms
 }
+_DEVIATIONS = (4.0, 0.5, 0.25)
+"""Likewise, of static features and of their deltas of each order."""
 
 
 class Features(NamedTuple):
@@ -64,7 +71,7 @@ def feature_size(delta_order: DeltaOrder) -> int:
 
 
 def extract_features(
-    wave: Tensor, *, feature_type: FeatureType = "mel", delta_order: DeltaOrder = 1, cmvn: bool = True
+    wave: Tensor, *, feature_type: FeatureType = "mel", delta_order: DeltaOrder = 1, cmvn: Cmvn = "utterance"
 ) -> Tensor:
     """Features (T, D) float32 of one utterance (num_samples ≥ 1,) at 16 kHz, with T = `num_frames(num_samples)`."""
     batch = extract_features_batch([wave], feature_type=feature_type, delta_order=delta_order, cmvn=cmvn)
@@ -76,13 +83,13 @@ def extract_features_batch(
     *,
     feature_type: FeatureType = "mel",
     delta_order: DeltaOrder = 1,
-    cmvn: bool = True,
+    cmvn: Cmvn = "utterance",
 ) -> Features:
     """Features of utterances of any lengths, each (num_samples ≥ 1,) float at 16 kHz and on the same device.
 
     The batch an utterance is in does not change its features (beyond rounding, below 1e-5).
     An utterance of fewer than 9 frames, too short for the authors' code, gets deltas over the widest odd window that
-    fits; one or two frames have deltas of 0, and with `cmvn` a single frame is all 0.
+    fits; one or two frames have deltas of 0, and with `cmvn="utterance"` a single frame is all 0.
     """
     lengths = torch.tensor([num_frames(len(wave), feature_type) for wave in waves], device=waves[0].device)
     mask_BT = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
@@ -90,14 +97,16 @@ def extract_features_batch(
     static_BTM[mask_BT] = log_mel(waves, feature_type)
     orders = [static_BTM, *(deltas(static_BTM, lengths, order) for order in range(1, delta_order + 1))]
     features_BTD = torch.cat(orders, dim=-1)
-    if cmvn:
+    if cmvn == "utterance":
         features_BTD = normalize(features_BTD, mask_BT)
+    elif cmvn == "fixed":
+        features_BTD = standardize(features_BTD, feature_type, delta_order)
     return Features(features_BTD * mask_BT[..., None], lengths)
 
 
 def log_mel(waves: Sequence[Tensor], feature_type: FeatureType = "mel") -> Tensor:
     """Log-mel frames (N, M) float32 of all utterances, one behind the other without padding."""
-    n_fft, width = _ANALYSIS[feature_type]
+    n_fft, width, _ = _ANALYSIS[feature_type]
     device = waves[0].device
     window_W = torch.hann_window(width, device=device)
     filters = mel_filters(SAMPLING_RATE, n_fft, NUM_MEL).to(device)
@@ -147,6 +156,14 @@ def normalize(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     centred = (features_BTD - (features_BTD * mask).sum(dim=1, keepdim=True) / count) * mask
     std = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
     return centred / std.clamp_min(_MIN_STD)
+
+
+def standardize(features_BTD: Tensor, feature_type: FeatureType, delta_order: DeltaOrder) -> Tensor:
+    """About mean 0 and standard deviation 1 over much read speech, by constants: the same for every recording."""
+    static_BTM, deltas_BTD = features_BTD[..., :NUM_MEL], features_BTD[..., NUM_MEL:]
+    deviations_D = features_BTD.new_tensor(_DEVIATIONS[1 : 1 + delta_order]).repeat_interleave(NUM_MEL)
+    static_BTM = (static_BTM - _ANALYSIS[feature_type].mean) / _DEVIATIONS[0]
+    return torch.cat([static_BTM, deltas_BTD / deviations_D], dim=-1)
 
 
 @cache

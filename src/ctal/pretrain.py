@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from ctal.batching import Corpus, PretrainingDataset, digest, hold_out
-from ctal.configuration_ctal import CtalConfig
+from ctal.configuration_ctal import CtalAudioConfig, CtalConfig
 from ctal.diagnostics import diagnose
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
@@ -68,7 +68,7 @@ def pretrain(
     if start_from is None:
         if tokenizer is None:
             raise InputError("--tokenizer is missing: train one with `ctal tokenizer STORE TOKENIZER`")
-        processor = CtalProcessor(CtalFeatureExtractor(), load_tokenizer(tokenizer))
+        processor = new_processor(tokenizer, architecture or {})
         torch.manual_seed(config.seed)
         model = new_model(size, processor, architecture or {})
     else:
@@ -176,6 +176,12 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     # Without what a call leaves behind in it: how it pads and cuts.
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def new_processor(tokenizer: Path, architecture: Mapping[str, Any]) -> CtalProcessor:
+    """What makes the inputs of a model of that architecture; raises `InputError` where there is no tokenizer."""
+    extractor = CtalFeatureExtractor(cmvn=architecture.get("cmvn", CtalAudioConfig.cmvn))
+    return CtalProcessor(extractor, load_tokenizer(tokenizer))
 
 
 def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, Any]) -> CtalForPreTraining:

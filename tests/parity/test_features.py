@@ -11,7 +11,7 @@ from ctal.features import extract_features
 RECORDINGS = ["emodb-03a01Fa.wav", "fsdd-7_jackson_32-8khz.wav", "libri-2412-153948-0001.flac"]
 KINDS = {
     "mel-delta": {},
-    "mel-delta-nocmvn": {"cmvn": False},
+    "mel-delta-nocmvn": {"cmvn": "none"},
     "fbank": {"feature_type": "fbank", "delta_order": 0},
     "fbank-delta-deltadelta": {"feature_type": "fbank", "delta_order": 2},
 }
