@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, Trainer, TrainingArguments
 
 from ctal import CtalConfig, CtalForPreTraining, CtalModel
@@ -404,6 +405,40 @@ def test_new_weights_are_small_and_biases_0_and_differ_between_layers() -> None:
     weights = model.state_dict()
     first, second = (weights[f"ctal.audio_encoder.layers.{i}.attention.query_key_value.weight"] for i in (0, 1))
     assert not torch.equal(first, second)
+
+
+def test_compiled_layers_give_the_same_losses_and_gradients_and_are_compiled_for_any_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # torch traces, but makes no machine code, which takes half a minute.
+    traced = partialmethod(nn.Module.compile, backend="aot_eager")  # pyright: ignore[reportCallIssue]
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    model, compiled = pretraining_model().train(), pretraining_model().train()
+    compiled.compile_layers()
+    graphs = []
+    for lengths in ((5, 20), (9, 33), (7, 50)):
+        batch = collate([utterance(tokens, frames, tokens) for tokens, frames in (lengths, (6, 24))])
+        outputs = [each(**batch) for each in (model, compiled)]
+        for each, output in zip((model, compiled), outputs, strict=True):
+            each.zero_grad()
+            output.loss.backward()
+        torch.testing.assert_close(outputs[1].loss, outputs[0].loss)
+        assert_same_gradients(model, compiled)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[0] == graphs[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_compiled_step_on_a_gpu_is_close_to_one_on_a_cpu() -> None:
+    model, compiled = pretraining_model(), pretraining_model().cuda()
+    compiled.compile_layers()
+    batch = collate([utterance(tokens, frames, tokens) for tokens, frames in ((5, 20), (9, 33))])
+    expected = model(**batch)
+    with torch.autocast("cuda", torch.bfloat16):
+        output = compiled(**{name: value.cuda() for name, value in batch.items()})
+    output.loss.backward()
+    torch.testing.assert_close(output.loss.cpu(), expected.loss, rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize("fields", VARIANTS)

@@ -147,6 +147,13 @@ def test_activations_are_computed_again_when_asked(tiny: TinyCorpus) -> None:
     assert kept(True) < kept(False) / 2
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compile for")
+def test_layers_are_not_compiled_where_it_does_not_pay(tiny: TinyCorpus, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="compile=true is for a GPU"):
+        run(tiny, tmp_path / "run", compile=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_biases_and_layer_norms_are_not_decayed(tiny: TinyCorpus) -> None:
     model = objective_of(tiny, config_of()).model
     decayed, spared = parameter_groups(model, 0.01, lambda name: 1.0)

@@ -6,9 +6,9 @@ Shape suffixes: N query positions and M key positions of all utterances of a bat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,15 +23,15 @@ class Lengths:
 
     sizes: Sequence[int]
     device: torch.device
+    offsets: Tensor = field(init=False, repr=False, compare=False)
+    """(B+1,) int32 on `device`: where each utterance starts, and the end."""
+    longest: int = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def offsets(self) -> Tensor:
-        """(B+1,) int32 on `device`: where each utterance starts, and the end."""
-        return F.pad(torch.tensor(self.sizes, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(self.device)
-
-    @cached_property
-    def longest(self) -> int:
-        return max(self.sizes, default=0)
+    def __post_init__(self) -> None:
+        # At once rather than when asked for, so that a compiled layer finds them made.
+        offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int32)
+        object.__setattr__(self, "offsets", torch.from_numpy(offsets).to(self.device))
+        object.__setattr__(self, "longest", max(self.sizes, default=0))
 
 
 def packed_attention(
@@ -83,6 +83,7 @@ def packed_attention(
     return _attend_one_by_one(query_NHD, key_MHD, value_MHD, query_lengths, key_lengths, causal, dropout)
 
 
+@torch.compiler.disable()  # its graph would be another one for every number of utterances
 def _attend_one_by_one(
     query_NHD: Tensor,
     key_MHD: Tensor,

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,14 +116,14 @@ class Packed:
 def places_of(sizes: Sequence[int], shape: torch.Size, device: torch.device) -> Packed:
     """Where the first `sizes` positions of each row of a (B, longest) batch are; they are the values, (N,)."""
     # A copy from the host, so that no further synchronisation with the device is needed to learn the positions.
-    positions = torch.arange(shape[1])
-    index = torch.cat([row * shape[1] + positions[:size] for row, size in enumerate(sizes)]).to(device)
+    positions = [row * shape[1] + np.arange(size) for row, size in enumerate(sizes)]
+    index = torch.from_numpy(np.concatenate(positions)).to(device)
     return Packed(index, Lengths(sizes, device), index, shape)
 
 
-def pack(values: Tensor, mask: Tensor) -> Packed:
-    """Removes the padding of (B, longest, …) `values`, where the (B, longest) `mask` is 0."""
-    places = places_of(mask.sum(1).tolist(), mask.shape, mask.device)
+def pack(values: Tensor, sizes: Sequence[int]) -> Packed:
+    """The first `sizes` positions of each row of (B, longest, …) `values`."""
+    places = places_of(sizes, values.shape[:2], values.device)
     return places.with_values(values.flatten(0, 1).index_select(0, places.index))
 
 
@@ -216,6 +217,28 @@ class Selection:
     """(S,)."""
     lengths: Lengths
     """How many of them belong to each utterance."""
+
+
+@dataclass(frozen=True)
+class TokensToPredict:
+    """Masked tokens of a packed batch, S in all."""
+
+    index: Tensor
+    """(S,) their positions."""
+    ids: Tensor
+    """(S,) what they were."""
+
+
+@dataclass(frozen=True)
+class FramesToPredict:
+    """Masked frames of a packed batch, M in all."""
+
+    positions: Selection
+    """Of the audio encoder, that stand for at least one of them."""
+    index: Tensor
+    """(M,) their places among all frames that those positions stand for."""
+    targets: Tensor
+    """(M, F) what they were."""
 
 
 class TextLayer(GradientCheckpointingLayer):
@@ -323,6 +346,14 @@ class CtalPreTrainedModel(PreTrainedModel):
     main_input_name = "input_features"
     supports_gradient_checkpointing = True
 
+    def compile_layers(self) -> None:
+        """Has torch compile every encoder layer when it is first used, for any lengths: faster on a GPU only."""
+        # Text and audio, every position or masked ones, with gradients or without: more kinds than torch allows.
+        torch._dynamo.config.recompile_limit = 64
+        for module in self.modules():
+            if isinstance(module, TextLayer | AudioLayer):
+                module.compile(dynamic=True)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights with `initializer_range` (RoBERTa), zero biases, identity norms; positions by `position_init`.
@@ -414,7 +445,7 @@ class CtalModel(CtalPreTrainedModel):
             recordings = _padded_shape(input_features, feature_attention_mask)[0]
             input_ids = ends.to(input_features.device).expand(recordings, 2)
         _check_dimensions("input_ids", input_ids, "(B, L)")
-        tokens = pack(input_ids, _checked_mask("attention_mask", attention_mask, input_ids))
+        tokens = pack(input_ids, _sizes("attention_mask", attention_mask, input_ids))
         if tokens.lengths.longest > self.config.text.max_tokens:
             raise InputError(
                 f"input_ids has {tokens.lengths.longest} tokens, more than the model's {self.config.text.max_tokens}"
@@ -436,8 +467,8 @@ class CtalModel(CtalPreTrainedModel):
                 )
             if mask.ndim != 2:
                 raise InputError(f"feature_attention_mask has shape {tuple(mask.shape)}: it must be (B, T)")
-            mask = _checked_mask("feature_attention_mask", mask, mask, may_be_empty=True)
-            frames = places_of(mask.sum(1).tolist(), mask.shape, mask.device).with_values(features)
+            sizes = _sizes("feature_attention_mask", mask, mask, may_be_empty=True)
+            frames = places_of(sizes, mask.shape, features.device).with_values(features)
             if len(features) != len(frames.index):
                 raise InputError(
                     f"input_features has {len(features)} frames without padding, but feature_attention_mask has "
@@ -445,7 +476,7 @@ class CtalModel(CtalPreTrainedModel):
                 )
         else:
             _check_dimensions("input_features", features, "(B, T, F)")
-            frames = pack(features, _checked_mask("feature_attention_mask", mask, features[..., 0], may_be_empty=True))
+            frames = pack(features, _sizes("feature_attention_mask", mask, features[..., 0], may_be_empty=True))
         if features.shape[-1] != audio.feature_size:
             raise InputError(
                 f"input_features has {features.shape[-1]} dimensions a frame, "
@@ -507,9 +538,21 @@ class CtalForPreTraining(CtalPreTrainedModel):
             output_attentions: Also return what each frame attends to in the text; implies `output_hidden_states`.
         """
         text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
-        text = self.ctal.text_encoder(text)
+        # Before anything is computed, since a GPU is waited for to learn what is masked.
+        tokens_to_predict = None if labels is None else self._tokens_to_predict(text, labels)
+        frames_to_predict: FramesToPredict | None = None
+        if feature_labels is not None:
+            if input_features is None or frames is None or mask_time_indices is None:
+                raise InputError("feature_labels need input_features and mask_time_indices")
+            _check_shape("mask_time_indices", mask_time_indices, _padded_shape(input_features, feature_attention_mask))
+            is_masked_BT = mask_time_indices.bool()
+            if feature_attention_mask is not None:
+                is_masked_BT = is_masked_BT & feature_attention_mask.bool()
+            frames_to_predict = self._frames_to_predict(frames, feature_labels, is_masked_BT)
         has_labels = labels is not None or feature_labels is not None
         full = not has_labels or output_hidden_states or output_attentions
+
+        text = self.ctal.text_encoder(text)
         output = CtalForPreTrainingOutput()
         states: Tensor | None = None
         if full:
@@ -525,66 +568,58 @@ class CtalForPreTraining(CtalPreTrainedModel):
                 output.reconstruction = unstack_frames(stacked, self.config.audio.frame_stack, longest)
                 if weights is not None:
                     output.cross_attentions = _padded_weights(weights, audio, text)
-        if labels is not None:
-            _check_shape("labels", labels, text.shape)
-            output.text_loss = self._text_loss(text, labels, token_count)
-        if feature_labels is not None:
-            if input_features is None or frames is None or mask_time_indices is None:
-                raise InputError("feature_labels need input_features and mask_time_indices")
-            _check_shape("mask_time_indices", mask_time_indices, _padded_shape(input_features, feature_attention_mask))
-            is_masked_BT = mask_time_indices.bool()
-            if feature_attention_mask is not None:
-                is_masked_BT = is_masked_BT & feature_attention_mask.bool()
-            output.audio_loss = self._audio_loss(frames, text, states, feature_labels, is_masked_BT, frame_count)
+        if tokens_to_predict is not None:
+            output.text_loss = self._text_loss(text, tokens_to_predict, token_count)
+        if frames is not None and frames_to_predict is not None:
+            selected = frames_to_predict.positions
+            if states is None:
+                states_SD: Tensor = self.ctal.audio_encoder(frames, text, selected)
+            else:
+                states_SD = states.index_select(0, selected.index)
+            output.audio_loss = self._audio_loss(states_SD, frames_to_predict, frame_count)
         losses = [loss for loss in (output.text_loss, output.audio_loss) if loss is not None]
         if losses:
             output.loss = torch.stack(losses).sum()
         return output
 
-    def _text_loss(self, text: Packed, labels: Tensor, count: Tensor | int | None) -> Tensor:
-        """Sum of cross-entropies over masked tokens / count; 0 where none is masked."""
+    def _tokens_to_predict(self, text: Packed, labels: Tensor) -> TokensToPredict:
+        _check_shape("labels", labels, text.shape)
         labels_N = labels.flatten().index_select(0, text.index)
         index = (labels_N != IGNORED).nonzero().squeeze(1)
-        logits_SV = self.text_head(text.values.index_select(0, index))
-        total = F.cross_entropy(logits_SV.float(), labels_N.index_select(0, index), reduction="sum")
-        return total / _at_least_one(len(index) if count is None else count)
+        return TokensToPredict(index, labels_N.index_select(0, index))
 
-    def _audio_loss(
-        self,
-        frames: Packed,
-        text: Packed,
-        states: Tensor | None,
-        feature_labels: Tensor,
-        is_masked_BT: Tensor,
-        count: Tensor | int | None,
-    ) -> Tensor:
-        """Sum of L1 over masked frames / (count · F); 0 where none is masked."""
-        stack, size = self.config.audio.frame_stack, self.config.audio.feature_size
-        targets_MF = self._targets(feature_labels, is_masked_BT)
-        slots = stack_mask(is_masked_BT, stack).flatten(0, 1)
-        # On the host, once: the device need not be waited for again to learn where and how many they are.
-        is_masked_Nk = slots.index_select(0, frames.index).cpu()
-        any_N = is_masked_Nk.any(1)
-        index = any_N.nonzero().squeeze(1).to(frames.index.device)
-        masked = is_masked_Nk[any_N].flatten().nonzero().squeeze(1).to(frames.index.device)
-        if len(targets_MF) != len(masked):
-            raise InputError(f"feature_labels has {len(targets_MF)} frames, but mask_time_indices marks {len(masked)}")
-        if states is None:
-            sizes = [int(part.sum()) for part in any_N.split(list(frames.lengths.sizes))]
-            states = self.ctal.audio_encoder(frames, text, Selection(index, Lengths(sizes, index.device)))
-        else:
-            states = states.index_select(0, index)
-        predicted_MF = self.audio_head(states).view(-1, size).index_select(0, masked)
-        total = (predicted_MF.float() - targets_MF).abs().sum()
-        return total / (_at_least_one(len(masked) if count is None else count) * size)
-
-    def _targets(self, feature_labels: Tensor, is_masked_BT: Tensor) -> Tensor:
-        """(M, F) of `feature_labels` in either form."""
-        size = self.config.audio.feature_size
+    def _frames_to_predict(self, frames: Packed, feature_labels: Tensor, is_masked_BT: Tensor) -> FramesToPredict:
+        """`feature_labels` may be in either form."""
+        size, device = self.config.audio.feature_size, frames.index.device
         is_padded = feature_labels.ndim != 2
         shape = (*is_masked_BT.shape, size) if is_padded else (len(feature_labels), size)
         _check_shape("feature_labels", feature_labels, torch.Size(shape))
-        return feature_labels[is_masked_BT] if is_padded else feature_labels
+        targets_MF = feature_labels[is_masked_BT] if is_padded else feature_labels
+
+        slots = stack_mask(is_masked_BT, self.config.audio.frame_stack).flatten(0, 1)
+        # On the host, once: the device need not be waited for again to learn where and how many they are.
+        is_masked_Nk = slots.index_select(0, frames.index).cpu().numpy()
+        any_N = is_masked_Nk.any(1)
+        sizes_B = np.array(frames.lengths.sizes)
+        ends_B, before_N = sizes_B.cumsum(), np.concatenate([[0], any_N.cumsum()])
+        sizes = (before_N[ends_B] - before_N[ends_B - sizes_B]).tolist()
+        positions, index = (torch.from_numpy(np.flatnonzero(each)).to(device) for each in (any_N, is_masked_Nk[any_N]))
+        if len(targets_MF) != len(index):
+            raise InputError(f"feature_labels has {len(targets_MF)} frames, but mask_time_indices marks {len(index)}")
+        return FramesToPredict(Selection(positions, Lengths(sizes, device)), index, targets_MF)
+
+    def _text_loss(self, text: Packed, wanted: TokensToPredict, count: Tensor | int | None) -> Tensor:
+        """Sum of cross-entropies over masked tokens / count; 0 where none is masked."""
+        logits_SV = self.text_head(text.values.index_select(0, wanted.index))
+        total = F.cross_entropy(logits_SV.float(), wanted.ids, reduction="sum")
+        return total / _at_least_one(len(wanted.index) if count is None else count)
+
+    def _audio_loss(self, states_SD: Tensor, wanted: FramesToPredict, count: Tensor | int | None) -> Tensor:
+        """Sum of L1 over masked frames / (count · F); 0 where none is masked."""
+        size = self.config.audio.feature_size
+        predicted_MF = self.audio_head(states_SD).view(-1, size).index_select(0, wanted.index)
+        total = (predicted_MF.float() - wanted.targets).abs().sum()
+        return total / (_at_least_one(len(wanted.index) if count is None else count) * size)
 
 
 class FusionHead(nn.Module):
@@ -760,17 +795,21 @@ def _check_shape(name: str, values: Tensor, shape: torch.Size) -> None:
         raise InputError(f"{name} has shape {tuple(values.shape)}: it must be {tuple(shape)}, as its input")
 
 
-def _checked_mask(name: str, mask: Tensor | None, like: Tensor, *, may_be_empty: bool = False) -> Tensor:
-    """`mask`, or ones like the (B, longest) tensor `like`; refuses padding that is not last, and empty utterances."""
+def _sizes(name: str, mask: Tensor | None, like: Tensor, *, may_be_empty: bool = False) -> list[int]:
+    """How many positions of each row of the (B, longest) tensor `like` are not padding, all without a `mask`.
+
+    Raises `InputError` for padding that is not last, and for empty rows. A GPU is waited for once.
+    """
     if mask is None:
-        return torch.ones(like.shape, dtype=torch.long, device=like.device)
+        return [like.shape[1]] * len(like)
     _check_shape(name, mask, like.shape)
-    mask = mask.long()
-    is_empty = not may_be_empty and not bool(mask[:, 0].all())
-    if is_empty or bool((mask[:, 1:] > mask[:, :-1]).any()):
+    is_there_BT = mask.cpu().numpy() != 0
+    sizes_B = is_there_BT.sum(1)
+    is_last = is_there_BT == (np.arange(mask.shape[1]) < sizes_B[:, None])
+    if not (is_last.all() and (may_be_empty or sizes_B.all())):
         least = "" if may_be_empty else " at least one,"
         raise InputError(f"{name} must be ones,{least} then zeros in each row: padding belongs on the right")
-    return mask
+    return sizes_B.tolist()
 
 
 def _padded_weights(weights: list[list[Tensor]], audio: Packed, text: Packed) -> tuple[Tensor, ...]:

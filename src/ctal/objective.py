@@ -10,18 +10,18 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 import ctal
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE
 from ctal.batching import EVALUATION, Corpus, Microbatch, PlannedStep, Position, StepPlan, deal, plan_from
 from ctal.errors import InputError
+from ctal.modeling_ctal import CtalPreTrainedModel
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import RunConfig
 from ctal.store import Store
 
 Config = TypeVar("Config", bound=RunConfig)
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=CtalPreTrainedModel)
 
 
 def open_corpus(stores: Sequence[Path]) -> Corpus:

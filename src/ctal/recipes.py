@@ -42,6 +42,9 @@ class RunConfig(BaseModel):
     """bf16 computes matrix products in half precision (autocast); weights and losses stay fp32."""
     gradient_checkpointing: bool = False
     """Layers compute their activations again in the backward pass rather than keep them: less memory, slower."""
+    compile: bool = False
+    """torch compiles the layers in the first minute: a tenth to a sixth faster on a GPU in bf16 (docs/performance.md).
+    Dropout then draws other numbers."""
     sharded: bool = False
     """Several processes split weights, gradients and moments among them (FSDP2) rather than each hold all (DDP)."""
     seed: int = Field(0, ge=0)

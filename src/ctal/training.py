@@ -25,12 +25,12 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.tensorboard.writer import SummaryWriter
-from transformers import PreTrainedModel
 
 from ctal.batching import Microbatch, PlannedStep, Position, load, seeded_generator
 from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
 from ctal.errors import InputError
 from ctal.files import folder_aside, write_json
+from ctal.modeling_ctal import CtalPreTrainedModel
 from ctal.precision import forward_in
 from ctal.processes import Terminated
 from ctal.recipes import RunConfig, check_same, learning_rate
@@ -46,7 +46,7 @@ class Objective(Protocol):
     """What a task brings to the loop."""
 
     @property
-    def model(self) -> PreTrainedModel: ...
+    def model(self) -> CtalPreTrainedModel: ...
 
     @property
     def dataset(self) -> Dataset:
@@ -173,6 +173,13 @@ def _refuse_other_engines() -> None:
             )
 
 
+def _check_compilable(config: RunConfig, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise InputError(f"compile=true is for a GPU, and the model is on {device}: leave it out")
+    if config.sharded:
+        raise InputError("compile=true and sharded=true do not go together: leave one out")
+
+
 class _Loop:
     def __init__(self, objective: Objective, config: RunConfig, out: Path, progress: Progress) -> None:
         # Tokenizers would warn in every forked worker, where their threads serve nothing.
@@ -185,6 +192,9 @@ class _Loop:
         self.is_main = self.accelerator.is_main_process
         if config.gradient_checkpointing:
             objective.model.activation_checkpointing_enable()
+        if config.compile:
+            _check_compilable(config, self.accelerator.device)
+            objective.model.compile_layers()
         is_sharded = config.sharded and self.ranks > 1
         if is_sharded:
             shard(objective.model, self.accelerator.device)
