@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,6 +33,8 @@ from ctal.objective import environment
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
+
+CPU = torch.device("cpu")
 
 
 def say(message: str) -> None:
@@ -87,6 +90,40 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> di
 def times_faster(baseline: Sequence[float], contender: Sequence[float]) -> Spread:
     """Ratios of the seconds of the same rounds."""
     return Spread.of(slow / quick for slow, quick in zip(baseline, contender, strict=True))
+
+
+class Stopwatch:
+    """Moments of a device: of a GPU when it gets there, not when it is told to."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Waits for a GPU to be idle, and marks the first moment."""
+        self._device = device
+        self._moments: list[float | torch.cuda.Event] = []
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.mark()
+
+    def mark(self) -> None:
+        if self._device.type != "cuda":
+            self._moments.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._moments.append(event)
+
+    def spans(self) -> list[float]:
+        """Seconds between each two moments; waits for a GPU to be done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return [_between(*pair) for pair in pairwise(self._moments)]
+
+
+def _between(earlier: float | torch.cuda.Event, later: float | torch.cuda.Event) -> float:
+    if isinstance(earlier, torch.cuda.Event) and isinstance(later, torch.cuda.Event):
+        return earlier.elapsed_time(later) / 1000
+    assert isinstance(earlier, float)
+    assert isinstance(later, float)
+    return later - earlier
 
 
 def python(*arguments: str) -> float:
@@ -164,32 +201,36 @@ class Limits(NamedTuple):
         return Limits(*(max(pair) for pair in zip(self, other, strict=True)))
 
 
-def measure_limits(quick: bool) -> Limits:
+def measure_limits(quick: bool, device: torch.device = CPU) -> Limits:
     """The best of several shapes and repetitions; a benchmark asks before and after it has measured."""
-    return Limits(_matrix_peak(torch.float32, quick), _matrix_peak(torch.bfloat16, quick), _bandwidth(quick))
+    fp32, bf16 = (_matrix_peak(dtype, quick, device) for dtype in (torch.float32, torch.bfloat16))
+    return Limits(fp32, bf16, _bandwidth(quick, device))
 
 
-def _matrix_peak(dtype: torch.dtype, quick: bool) -> float:
+def _matrix_peak(dtype: torch.dtype, quick: bool, device: torch.device) -> float:
     """Of shapes as in the model, and of squares."""
-    shapes = [(512, 256, 512)] if quick else [(6000, 768, 3072), (6000, 3072, 768), (2048, 2048, 2048), (4096,) * 3]
+    shapes = [(6000, 768, 3072), (6000, 3072, 768), (2048, 2048, 2048), (4096,) * 3]
+    if device.type != "cpu":
+        shapes = [(48_000, 768, 3072), (48_000, 3072, 768), (8192,) * 3]
     rates = []
-    for rows, inner, columns in shapes:
-        left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-        seconds = min(_seconds(lambda left=left, right=right: F.linear(left, right)) for _ in range(5))
+    for rows, inner, columns in [(512, 256, 512)] if quick else shapes:
+        left, right = (torch.randn(size, inner, dtype=dtype, device=device) for size in (rows, columns))
+        seconds = min(_seconds(lambda left=left, right=right: F.linear(left, right), device) for _ in range(5))
         rates.append(2 * rows * inner * columns / seconds)
     return max(rates)
 
 
-def _bandwidth(quick: bool) -> float:
-    source = torch.ones(2**22 if quick else 2**27)
+def _bandwidth(quick: bool, device: torch.device) -> float:
+    source = torch.ones(2**22 if quick else 2**27, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / min(_seconds(lambda: target.copy_(source)) for _ in range(5))
+    return 2 * source.nbytes / min(_seconds(lambda: target.copy_(source), device) for _ in range(5))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _seconds(work: Callable[[], object], device: torch.device = CPU) -> float:
+    watch = Stopwatch(device)
     work()
-    return time.perf_counter() - began
+    watch.mark()
+    return watch.spans()[0]
 
 
 def describe_machine() -> dict[str, str]:
@@ -197,7 +238,8 @@ def describe_machine() -> dict[str, str]:
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     known = environment()
-    return {
+    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "CPU": model[1] if model else platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",

@@ -6,7 +6,7 @@ memory at a time and each finds the allocator as training leaves it. Peak memory
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from benchmarks.baseline import Attention, AuthorsModel, compare, copy_weights
 from benchmarks.harness import (
+    CPU,
     Check,
     Limits,
     Report,
     Spread,
+    Stopwatch,
     Table,
     alternate,
     available_memory,
@@ -71,6 +73,8 @@ class Row:
     frame_stack: int = 1
     gradient_checkpointing: bool = False
     """Of ours."""
+    compile: bool = False
+    """Of ours."""
     has_memory: bool = True
     """Whether its peak memory is measured."""
 
@@ -93,6 +97,8 @@ class Row:
         model = CtalForPreTraining(config)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable()
+        if self.compile:
+            model.compile_layers()
         return model
 
 
@@ -133,52 +139,59 @@ def make_optimizer(model: nn.Module, ours: bool) -> torch.optim.Optimizer:
 
 def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, precision: Precision) -> Parts:
     """One update of the weights, as the loop in `ctal.training` does it on one device."""
-    began = time.perf_counter()
-    with autocast(torch.device("cpu"), precision):
+    device = batch["input_ids"].device
+    watch = Stopwatch(device)
+    with autocast(device, precision):
         loss = model(**batch).loss
-    forward = time.perf_counter()
+    watch.mark()
     loss.backward()
-    backward = time.perf_counter()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), _RECIPE.max_grad_norm)
+    watch.mark()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _RECIPE.max_grad_norm)
+    if not torch.isfinite(norm):
+        raise RuntimeError("the gradient is not finite: such a step is not worth timing")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    update = time.perf_counter()
-    if not torch.isfinite(loss):
-        raise RuntimeError("the loss is not a number: such a step is not worth timing")
-    return Parts(forward - began, backward - forward, update - backward)
+    watch.mark()
+    return Parts(*watch.spans())
 
 
 class Trainers:
     """Models of one size for any row; those with parameters of the same shapes share them and their optimiser."""
 
-    def __init__(self, size: str) -> None:
-        self.size = size
+    def __init__(self, size: str, device: torch.device = CPU) -> None:
+        self.size, self.device = size, device
         self._models: dict[Row, nn.Module] = {}
         self._families: dict[tuple[bool, int], tuple[nn.Module, torch.optim.Optimizer]] = {}
         self.parts: dict[Row, list[Parts]] = {}
 
     def prepare(self, row: Row) -> None:
         """Makes the row's model, and takes a short step, so that no first time of anything is measured."""
-        model = row.build(self.size)
+        with self.device:
+            model = row.build(self.size)
         family = (row.ours, row.frame_stack)
         if family in self._families:
             model.load_state_dict(self._families[family][0].state_dict(keep_vars=True), assign=True)
         else:
             self._families[family] = model, make_optimizer(model, row.ours)
         self._models[row] = model
-        self.step(row, masked_batch(_WARM_UP_SECONDS, row.config(self.size)))
+        self.step(row, self.batch(replace(row, seconds=_WARM_UP_SECONDS)))
         self.parts[row] = []
 
     def step(self, row: Row, batch: Batch) -> None:
         _, optimizer = self._families[row.ours, row.frame_stack]
         self.parts.setdefault(row, []).append(take_step(self._models[row], optimizer, batch, row.precision))
 
+    def batch(self, row: Row) -> Batch:
+        """What the row trains on, on the device."""
+        made = masked_batch(row.seconds, row.config(self.size))
+        return {name: values.to(self.device) for name, values in made.items()}
+
 
 def train_once(row: Row, size: str) -> None:
     """A step in a process of its own; a short one goes before, since the optimiser has no moments before it."""
     trainers = Trainers(size)
     trainers.prepare(row)
-    trainers.step(row, masked_batch(row.seconds, row.config(size)))
+    trainers.step(row, trainers.batch(row))
 
 
 # Work -------------------------------------------------------------------------------------------------------------
@@ -210,14 +223,16 @@ def positions_of(config: CtalConfig, batch: Batch, all_positions: bool = False) 
 # Tables -----------------------------------------------------------------------------------------------------------
 
 
-def check_equality(size: str) -> list[Check]:
+def check_equality(size: str, device: torch.device = CPU) -> list[Check]:
     """Losses and gradients of ours and the baseline on a batch of mixed lengths."""
     without_dropout = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
     config = CtalConfig.of_size(size, audio_is_causal=True, position_init="normal", **without_dropout)
     torch.manual_seed(0)
-    ours, authors = CtalForPreTraining(config), AuthorsModel(config)
+    with device:
+        ours, authors = CtalForPreTraining(config), AuthorsModel(config)
     copy_weights(ours, authors)
-    found = compare(ours, authors, masked_batch(_CHECK_SECONDS, config))
+    batch = masked_batch(_CHECK_SECONDS, config)
+    found = compare(ours, authors, {name: values.to(device) for name, values in batch.items()})
     checks = [
         Check(f"`{size}`: difference of the losses, fp32, equal weights, dropout 0", found.loss, LOSS_LIMIT),
         Check(f"`{size}`: relative difference of the gradients, at most", found.gradient, GRADIENT_LIMIT),
@@ -240,7 +255,7 @@ def measure(size: str, rows: Sequence[Row], rounds: int) -> tuple[dict[Row, list
         trainers.prepare(row)
     available = available_memory()
     contenders = {
-        row.name: partial(trainers.step, row, masked_batch(row.seconds, row.config(size)))
+        row.name: partial(trainers.step, row, trainers.batch(row))
         for row in rows
         if not memory.get(row, 0) > available  # what is not known is tried
     }
@@ -271,7 +286,8 @@ def step_table(
     lines = []
     for row in rows:
         peak = memory.get(row, float("nan"))
-        share = f"{100 * peak / memory[baseline]:.0f} %" if row in memory and baseline in seconds else "–"
+        part = peak / memory.get(baseline, math.nan)
+        share = f"{100 * part:.0f} %" if math.isfinite(part) and baseline in seconds else "–"
         if row not in seconds:
             lines.append((row.name, "out of memory", *("–",) * 6))
             continue
