@@ -1,8 +1,8 @@
 """What a step of training costs: operations, memory, bytes; and how long a machine takes for it (docs/scaling.md).
 
 Operations are counted exactly, as torch counts them (`tests/test_costs.py`). Seconds follow from them by a model of few
-constants, which `python -m benchmarks scaling` fits on measured steps of one CPU. Those of the GPUs named here are
-their vendor's peaks and assumptions: nothing of them was measured.
+constants, which `python -m benchmarks scaling` fits on measured steps of one CPU; those of a GPU come from steps on one
+H200.
 
 Letters in formulas: L tokens and T frames (joined ones) of an utterance, D hidden size, I width of the feed-forward
 layer.
@@ -222,19 +222,20 @@ class Machine:
         return self.link if devices <= self.devices_a_node else min(self.link, self.network * self.devices_a_node)
 
 
-_H100 = Machine(
-    "H100",
+_H200 = Machine(
+    "H200",
     # Dense bf16; fp32 outside the tensor cores, as torch computes it by default.
     peaks={"fp32": 67e12, "bf16": 989e12},
-    shares={"fp32": 0.45, "bf16": 0.45},
-    bandwidth=3.35e12,
-    launch=10e-6,
+    shares={"fp32": 0.44, "bf16": 0.22},
+    bandwidth=2.3e12,
+    launch=30e-6,
     is_asynchronous=True,
     link=450e9,
     network=50e9,
 )
-GPUS = {"h100": _H100, "h200": replace(_H100, name="H200", bandwidth=4.8e12)}
-"""The SXM kinds, by the vendor's peaks; shares and launches are assumptions, and nothing here was measured."""
+GPUS = {"h200": _H200, "h100": replace(_H200, name="H100", bandwidth=2.3e12 * 3.35 / 4.8)}
+"""The SXM kinds. Peaks, link and network are the vendor's; the rest is what an H200 reached (`python -m benchmarks gpu`,
+docs/performance.md), and the H100, the same chip with slower memory, was not measured."""
 
 CPU = Machine(
     "a CPU core",
@@ -257,7 +258,7 @@ def machine_at_hand(precision: Precision) -> Machine:
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         like = next((gpu for gpu in GPUS.values() if gpu.name in name), None)
-        return like or replace(_H100, name=name, peaks={precision: _products_a_second(precision, "cuda")})
+        return like or replace(_H200, name=name, peaks={precision: _products_a_second(precision, "cuda")})
     threads = torch.get_num_threads()
     name = f"CPU with {threads} thread{'s' * (threads > 1)}"
     return replace(CPU, name=name, peaks={precision: _products_a_second(precision, "cpu")})
