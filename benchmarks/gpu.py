@@ -21,6 +21,7 @@ from benchmarks.pretraining_step import (
     OURS,
     OURS_BF16,
     Batch,
+    Parts,
     Row,
     Trainers,
     check_equality,
@@ -28,7 +29,7 @@ from benchmarks.pretraining_step import (
     positions_of,
     step_table,
 )
-from benchmarks.samples import MIXED_SECONDS, NEIGHBOURING_SECONDS, librispeech_like_seconds
+from benchmarks.samples import MIXED_SECONDS, NEIGHBOURING_SECONDS, librispeech_like_seconds, masked_batch
 from ctal.costs import (
     count_weights,
     launches,
@@ -79,7 +80,7 @@ LOADS = (
     _even("base", "8 utterances of 37.5 s", (37.5,) * 8),
     _even("large", "8 utterances of 37.5 s", (37.5,) * 8, has_fp32=False),
 )
-QUICK_LOADS = (_even("nano", "2 utterances of 1 s", (1.0, 1.0)), _even("nano", "1 utterance of 0.5 s", (0.5,)))
+QUICK_LOADS = (_even("nano", "2 utterances of 1 s", (1.0, 1.0)),)
 STEPS = 3
 """That a round takes of a row, after one that is not timed."""
 
@@ -117,16 +118,17 @@ class Measured:
     load: Load
     memory: dict[Row, float]
     seconds: dict[Row, list[float]]
-    trainers: Trainers
+    parts: dict[Row, list[Parts]]
 
     def operations(self, row: Row) -> float:
         """Those that ours does."""
         config = row.config(self.load.size)
-        return pretraining_operations(config, positions_of(config, self.trainers.batch(row)))
+        return pretraining_operations(config, positions_of(config, masked_batch(row.seconds, config)))
 
 
 def measure(load: Load, device: torch.device, rounds: int) -> Measured:
-    rows = load.rows()
+    """Leaves nothing on the device, where it would count as the next load's memory."""
+    rows = [row for row in load.rows() if device.type == "cuda" or not row.compile]
     memory = {row: device_memory(row, load.size, device) for row in rows}
     for row, peak in memory.items():
         say(f"  {load.size}, {row.name}: {peak:.2f} GB")
@@ -137,7 +139,8 @@ def measure(load: Load, device: torch.device, rounds: int) -> Measured:
             trainers.prepare(row)
             contenders[row.name] = partial(take_steps, trainers, row, trainers.batch(row))
     seconds = alternate(contenders, rounds)
-    return Measured(load, memory, {row: seconds[row.name] for row in rows if row.name in seconds}, trainers)
+    measured = [row for row in rows if row.name in seconds]
+    return Measured(load, memory, {row: seconds[row.name] for row in measured}, trainers.parts)
 
 
 def model_table(measured: Sequence[Measured]) -> Table:
@@ -153,7 +156,7 @@ def model_table(measured: Sequence[Measured]) -> Table:
             if not row.ours or row.gradient_checkpointing or row.compile:
                 continue
             machine, spread = machine_at_hand(row.precision), Spread.of(seconds)
-            parts = each.trainers.parts[row]
+            parts = each.parts[row]
             passes = Spread.of(part.forward + part.backward for part in parts).median
             update = Spread.of(part.update for part in parts).median
             rate = each.operations(row) / passes
@@ -201,13 +204,13 @@ def main(quick: bool) -> Report:
             row.name: {
                 "seconds": each.seconds.get(row),
                 "memory_gb": each.memory[row],
-                "parts": [part._asdict() for part in each.trainers.parts.get(row, ())],
+                "parts": [part._asdict() for part in each.parts.get(row, ())],
             }
             for row in rows
         }
     for size in dict.fromkeys(load.size for load in loads):
         largest = max((each for each in measured if each.load.size == size), key=lambda each: sum(each.load.mixed))
-        report.tables.append(parts_table(size, list(largest.seconds), largest.trainers.parts))
+        report.tables.append(parts_table(size, list(largest.seconds), largest.parts))
     found = {
         f"`{load.size}`, {load.name}, {row.name}": shares(load.size, row, device)
         for load in loads

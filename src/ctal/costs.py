@@ -234,8 +234,8 @@ _H200 = Machine(
     network=50e9,
 )
 GPUS = {"h200": _H200, "h100": replace(_H200, name="H100", bandwidth=2.3e12 * 3.35 / 4.8)}
-"""The SXM kinds. Peaks, link and network are the vendor's; the rest is what an H200 reached (`python -m benchmarks gpu`,
-docs/performance.md), and the H100, the same chip with slower memory, was not measured."""
+"""The SXM kinds. Peaks, link and network are the vendor's; the rest is what an H200 reached (docs/performance.md, "On a
+GPU"). The H100, the same chip with slower memory, was not measured."""
 
 CPU = Machine(
     "a CPU core",
