@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import harness
+from benchmarks import gpu, harness
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.baseline import Attention, AuthorsModel, compare, copy_weights, counterparts
 from benchmarks.data_loading import FilePerUtterance, write_features
@@ -30,7 +31,18 @@ from benchmarks.devices import (
     largest_difference,
     train_and_watch,
 )
-from benchmarks.harness import DOCUMENT, Check, Limits, Report, Spread, Table, alternate, publish, times_faster
+from benchmarks.harness import (
+    DOCUMENT,
+    Check,
+    Limits,
+    Report,
+    Spread,
+    Stopwatch,
+    Table,
+    alternate,
+    publish,
+    times_faster,
+)
 from benchmarks.inference import authors_embeddings, made_up_features, our_embeddings
 from benchmarks.pretraining_step import (
     AUTHORS,
@@ -209,6 +221,23 @@ def test_all_rows_hear_as_many_seconds_of_librispeechs_lengths() -> None:
     assert min(made_up) >= 2
     assert max(made_up) <= 17
     assert sum(made_up) / len(made_up) == pytest.approx(12.3, abs=0.2)
+
+
+@pytest.mark.parametrize("load", gpu.LOADS, ids=lambda load: f"{load.size}, {load.name}")
+def test_rows_of_a_load_on_a_gpu_hear_the_same_seconds_and_the_authors_come_first(load: gpu.Load) -> None:
+    rows = load.rows()
+    assert rows[0].name == AUTHORS.name
+    assert len({round(sum(row.seconds), 6) for row in rows}) == 1
+    assert len({row.name for row in rows}) == len(rows)
+
+
+def test_a_stopwatch_tells_the_time_between_marks() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    for pause in (0.0, 0.05):
+        time.sleep(pause)
+        watch.mark()
+    first, second = watch.spans()
+    assert 0 <= first < 0.05 <= second
 
 
 def test_a_row_for_which_memory_does_not_suffice_stands_in_the_table_without_a_time() -> None:
