@@ -97,33 +97,26 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         """Waits for a GPU to be idle, and marks the first moment."""
-        self._device = device
-        self._moments: list[float | torch.cuda.Event] = []
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        self._of_gpu = device.type == "cuda"
+        self._events: list[torch.cuda.Event] = []
+        self._moments: list[float] = []
+        if self._of_gpu:
+            torch.cuda.synchronize()
         self.mark()
 
     def mark(self) -> None:
-        if self._device.type != "cuda":
+        if self._of_gpu:
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record()
+        else:
             self._moments.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._moments.append(event)
 
     def spans(self) -> list[float]:
         """Seconds between each two moments; waits for a GPU to be done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return [_between(*pair) for pair in pairwise(self._moments)]
-
-
-def _between(earlier: float | torch.cuda.Event, later: float | torch.cuda.Event) -> float:
-    if isinstance(earlier, torch.cuda.Event) and isinstance(later, torch.cuda.Event):
-        return earlier.elapsed_time(later) / 1000
-    assert isinstance(earlier, float)
-    assert isinstance(later, float)
-    return later - earlier
+        if self._of_gpu:
+            torch.cuda.synchronize()
+            return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(self._events)]
+        return [later - earlier for earlier, later in pairwise(self._moments)]
 
 
 def python(*arguments: str) -> float:

@@ -296,10 +296,11 @@ def outlook(quick: bool) -> Report:
     report.tables = [costs_table(sizes), passes_table(sizes), one_gpu_table(sizes), many_hours_table(sizes)]
     gpu = GPUS["h200"]
     report.notes += [
-        f"an H200: {gpu.peaks['bf16'] / 1e12:.0f} Tflop/s in bf16 and {gpu.peaks['fp32'] / 1e12:.0f} in fp32 by the "
-        f"vendor, of which forward and backward reach {100 * gpu.shares['bf16']:.0f} and "
-        f"{100 * gpu.shares['fp32']:.0f} %, clipping and AdamW at {gpu.bandwidth / 1e12:.1f} TB/s, and "
-        f"{1e6 * gpu.launch:.0f} µs a launch, as measured on one; several, and the H100, are computed",
+        f"an H200: matrix products reach {gpu.peaks['bf16'] / 1e12:.0f} Tflop/s in bf16 and "
+        f"{gpu.peaks['fp32'] / 1e12:.0f} in fp32, of which forward and backward reach "
+        f"{100 * gpu.shares['bf16']:.0f} and {100 * gpu.shares['fp32']:.0f} %, clipping and AdamW move "
+        f"{gpu.bandwidth / 1e12:.1f} TB/s, and a launch takes {1e6 * gpu.launch:.0f} µs, as measured on one; several, "
+        "and the H100, are computed",
         f"a core makes batches of {LOADED['FLAC']:,.0f} audio s/s from FLAC, of {LOADED['16-bit log-mel']:,.0f} from "
         "16-bit log-mel",
         f"{MANY_HOURS:,} hours are "

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining, AutoProcessor
 
-from conftest import NANO, TinyCorpus, losses
+from conftest import NANO, Cli, TinyCorpus, losses, pretrain_arguments
 from ctal import CtalConfig, CtalForPreTraining, CtalModel, CtalProcessor
 from ctal.batching import Corpus
 from ctal.corpora import Utterance
@@ -127,6 +127,16 @@ def test_a_continued_model_keeps_its_architecture_tokenizer_and_features(
     for part in ("text", "audio"):
         before = getattr(original, part).to_diff_dict()
         assert {**getattr(continued, part).to_diff_dict(), "dtype": before.get("dtype")} == {"dtype": None, **before}
+
+
+def test_what_features_are_normalised_by_travels_with_the_model(ctal: Cli, tiny: TinyCorpus, tmp_path: Path) -> None:
+    assert ctal(*pretrain_arguments(tiny, tmp_path / "run", steps=2, cmvn="fixed")).code == 0
+    processor, model = load_model(tmp_path / "run" / "model")
+    assert processor.feature_extractor.cmvn == model.config.audio.cmvn == "fixed"
+    other = ctal(*pretrain_arguments(tiny, tmp_path / "run", "--resume", steps=2))
+    assert other.code == 2
+    assert "the run was started with" in other.errors
+    assert "use utterance, fixed" in ctal(*pretrain_arguments(tiny, tmp_path / "other", cmvn="none")).errors
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json"])

@@ -125,7 +125,7 @@ class TestFeatureExtractor:
 
     def test_it_survives_saving_with_every_field(self, tmp_path: Path):
         CtalConfig().save_pretrained(tmp_path)
-        extractor = CtalFeatureExtractor(feature_type="fbank", delta_order=2, cmvn=False, max_frames=256)
+        extractor = CtalFeatureExtractor(feature_type="fbank", delta_order=2, cmvn="fixed", max_frames=256)
         extractor.save_pretrained(tmp_path)
         for loaded in (CtalFeatureExtractor.from_pretrained(tmp_path), AutoFeatureExtractor.from_pretrained(tmp_path)):
             assert isinstance(loaded, CtalFeatureExtractor)

@@ -98,6 +98,10 @@ def test_features_of_other_recordings_are_refused_with_the_mend(tiny: TinyCorpus
 def test_the_command_names_what_is_wrong_and_what_it_wrote(ctal: Cli, store: Path, tmp_path: Path) -> None:
     assert f"written, {len(Store(store))} utterances" in ctal("features", store).output
     assert "up to date" in ctal("features", store).output
+    assert (store / "features" / "mel-1-cmvn").is_dir()
+    assert "written" in ctal("features", store, "--cmvn", "fixed").output
+    assert (store / "features" / "mel-1-fixed").is_dir()
+    assert "did you mean 'fixed'" in ctal("features", store, "--cmvn", "fixd").errors
     missing = ctal("features", tmp_path / "nowhere")
     assert missing.code == 2
     assert "no such store; make it with `ctal prepare`" in missing.errors

@@ -151,6 +151,8 @@ def test_activations_are_computed_again_when_asked(tiny: TinyCorpus) -> None:
 def test_layers_are_not_compiled_where_it_does_not_pay(tiny: TinyCorpus, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="compile=true is for a GPU"):
         run(tiny, tmp_path / "run", compile=True)
+    with pytest.raises(InputError, match="do not go together"):
+        run(tiny, tmp_path / "run", compile=True, sharded=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -113,6 +113,7 @@ def _attend_one_by_one(
     return torch.cat(attended)
 
 
+@torch.compiler.disable()  # likewise
 def attention_weights(query_NHD: Tensor, key_MHD: Tensor, query_lengths: Lengths, key_lengths: Lengths) -> list[Tensor]:
     """The softmax weights that `packed_attention` uses inside, one (H, queries, keys) tensor an utterance."""
     scale = query_NHD.shape[-1] ** -0.5

@@ -96,6 +96,9 @@ def features(
     model: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Analyse as this model does; by default as a new one.")
     ] = None,
+    cmvn: Annotated[
+        str | None, typer.Option(help="Normalise for a new model with this --set cmvn: utterance (default) or fixed.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
 ) -> None:
     """Compute the features of a store's recordings once and keep them in STORE/features, 92 MB an hour.
@@ -107,12 +110,13 @@ def features(
     Example: `ctal features my-store`
     """
     from ctal.console import bar
-    from ctal.feature_extraction_ctal import CtalFeatureExtractor
-    from ctal.pretrain import load_processor
+    from ctal.pretrain import load_processor, new_extractor
     from ctal.store import Store
     from ctal.stored_features import write_features
 
-    extractor = load_processor(model).feature_extractor if model else CtalFeatureExtractor()
+    if model and cmvn:
+        raise InputError(f"--cmvn {cmvn}: is that of --model {model}; leave it out")
+    extractor = load_processor(model).feature_extractor if model else new_extractor({"cmvn": cmvn} if cmvn else {})
     with bar("analysing") as progress:
         summary = write_features(
             Store(store), extractor.analysis, extractor.features, workers=workers, progress=progress

@@ -10,13 +10,12 @@ import ast
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ctal.errors import InputError, did_you_mean
-from ctal.features import Cmvn
 from ctal.fusion import FUSIONS
 
 _INHERITED = (
@@ -94,8 +93,8 @@ class CtalAudioConfig(_EncoderConfig):
     feature_size: int = 160
     """Dimensions of a frame."""
     cmvn: str = "utterance"
-    """How a new model's features are normalised: by each `utterance`, as the authors' are; by constants, `fixed`, which
-    leaves in them how loud and how coloured a voice is (docs/results.md); or `none`."""
+    """What a new model's features are normalised by: each `utterance`, as the authors' are, or constants, `fixed`, that
+    leave in them how loud and how coloured a voice is (docs/results.md)."""
     max_position_embeddings: int = 3000
     """Learned positions, one a step of `frame_stack` frames."""
     frame_stack: int = 1
@@ -105,7 +104,8 @@ class CtalAudioConfig(_EncoderConfig):
         super().__post_init__(**kwargs)
         if self.frame_stack not in (1, 2, 4):
             raise InputError(f"frame_stack must be 1, 2 or 4, not {self.frame_stack}")
-        _check_choice("cmvn", self.cmvn, get_args(Cmvn))
+        # Masks write zeros, which are the mean of what is normalised.
+        _check_choice("cmvn", self.cmvn, ("utterance", "fixed"))
 
     @property
     def max_frames(self) -> int:

@@ -224,9 +224,9 @@ class Machine:
 
 _H200 = Machine(
     "H200",
-    # Dense bf16; fp32 outside the tensor cores, as torch computes it by default.
-    peaks={"fp32": 67e12, "bf16": 989e12},
-    shares={"fp32": 0.44, "bf16": 0.22},
+    # Of 67 and 989 by the vendor: fp32 outside the tensor cores, as torch computes it by default.
+    peaks={"fp32": 51.3e12, "bf16": 786e12},
+    shares={"fp32": 0.575, "bf16": 0.277},
     bandwidth=2.3e12,
     launch=30e-6,
     is_asynchronous=True,
@@ -234,8 +234,8 @@ _H200 = Machine(
     network=50e9,
 )
 GPUS = {"h200": _H200, "h100": replace(_H200, name="H100", bandwidth=2.3e12 * 3.35 / 4.8)}
-"""The SXM kinds. Peaks, link and network are the vendor's; the rest is what an H200 reached (docs/performance.md, "On a
-GPU"). The H100, the same chip with slower memory, was not measured."""
+"""The SXM kinds. Link and network are the vendor's; the rest is what an H200 reached, fitted by hand on the steps in
+docs/performance.md, "On a GPU". The H100, the same chip with slower memory, was not measured."""
 
 CPU = Machine(
     "a CPU core",
@@ -254,7 +254,7 @@ without handing them over to the trainer."""
 
 
 def machine_at_hand(precision: Precision) -> Machine:
-    """A GPU that is known, or else one with its products measured, in less than a second, and the rest assumed."""
+    """A GPU that is known, or else one with its products measured, in less than a second, and the rest an H200's."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         like = next((gpu for gpu in GPUS.values() if gpu.name in name), None)

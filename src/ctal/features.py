@@ -53,7 +53,8 @@ _ANALYSIS: dict[FeatureType, _Analysis] = {
     "fbank": _Analysis(n_fft=400, window=400, mean=-9.0),  # 25 ms
 }
 _DEVIATIONS = (4.0, 0.5, 0.25)
-"""Likewise, of static features and of their deltas of each order."""
+"""Likewise, of static features and of their deltas of each order (`mel` of LibriSpeech: -7.4, 3.9, 0.5, 0.26; of EmoDB:
+-5.8, 4.2, 0.6, 0.34). Models depend on these numbers: others need another name than `fixed`."""
 
 
 class Features(NamedTuple):

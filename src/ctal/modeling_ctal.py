@@ -349,7 +349,7 @@ class CtalPreTrainedModel(PreTrainedModel):
     def compile_layers(self) -> None:
         """Has torch compile every encoder layer when it is first used, for any lengths: faster on a GPU only."""
         # Text and audio, every position or masked ones, with gradients or without: more kinds than torch allows.
-        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for module in self.modules():
             if isinstance(module, TextLayer | AudioLayer):
                 module.compile(dynamic=True)
@@ -601,7 +601,7 @@ class CtalForPreTraining(CtalPreTrainedModel):
         is_masked_Nk = slots.index_select(0, frames.index).cpu().numpy()
         any_N = is_masked_Nk.any(1)
         sizes_B = np.array(frames.lengths.sizes)
-        ends_B, before_N = sizes_B.cumsum(), np.concatenate([[0], any_N.cumsum()])
+        ends_B, before_N = sizes_B.cumsum(), np.concatenate([[0], any_N.cumsum(dtype=np.int64)])
         sizes = (before_N[ends_B] - before_N[ends_B - sizes_B]).tolist()
         positions, index = (torch.from_numpy(np.flatnonzero(each)).to(device) for each in (any_N, is_masked_Nk[any_N]))
         if len(targets_MF) != len(index):
@@ -798,12 +798,12 @@ def _check_shape(name: str, values: Tensor, shape: torch.Size) -> None:
 def _sizes(name: str, mask: Tensor | None, like: Tensor, *, may_be_empty: bool = False) -> list[int]:
     """How many positions of each row of the (B, longest) tensor `like` are not padding, all without a `mask`.
 
-    Raises `InputError` for padding that is not last, and for empty rows. A GPU is waited for once.
+    Raises `InputError` for padding that is not last, and for empty rows.
     """
     if mask is None:
         return [like.shape[1]] * len(like)
     _check_shape(name, mask, like.shape)
-    is_there_BT = mask.cpu().numpy() != 0
+    is_there_BT = (mask != 0).cpu().numpy()
     sizes_B = is_there_BT.sum(1)
     is_last = is_there_BT == (np.arange(mask.shape[1]) < sizes_B[:, None])
     if not (is_last.all() and (may_be_empty or sizes_B.all())):

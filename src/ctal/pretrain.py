@@ -180,13 +180,18 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def new_processor(tokenizer: Path, architecture: Mapping[str, Any]) -> CtalProcessor:
     """What makes the inputs of a model of that architecture; raises `InputError` where there is no tokenizer."""
-    extractor = CtalFeatureExtractor(cmvn=architecture.get("cmvn", CtalAudioConfig.cmvn))
-    return CtalProcessor(extractor, load_tokenizer(tokenizer))
+    return CtalProcessor(new_extractor(architecture), load_tokenizer(tokenizer))
+
+
+def new_extractor(architecture: Mapping[str, Any]) -> CtalFeatureExtractor:
+    """Raises `InputError` for a `cmvn` that there is not."""
+    return CtalFeatureExtractor(cmvn=architecture.get("cmvn", CtalAudioConfig.cmvn))
 
 
 def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, Any]) -> CtalForPreTraining:
     """A model with fresh weights that fits the processor."""
-    fitted = {"vocab_size": len(processor.tokenizer), "feature_size": processor.feature_extractor.feature_size}
+    extractor = processor.feature_extractor
+    fitted = {"vocab_size": len(processor.tokenizer), "feature_size": extractor.feature_size, "cmvn": extractor.cmvn}
     return CtalForPreTraining(CtalConfig.of_size(size, **{**architecture, **fitted}))
 
 

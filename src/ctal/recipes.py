@@ -43,8 +43,8 @@ class RunConfig(BaseModel):
     gradient_checkpointing: bool = False
     """Layers compute their activations again in the backward pass rather than keep them: less memory, slower."""
     compile: bool = False
-    """torch compiles the layers in the first minute: 7 to 20 % off a step on a GPU in bf16 (docs/performance.md), with
-    other draws of dropout."""
+    """torch compiles the layers in the first minute: 7 to 20 % off a step on a GPU in bf16 (docs/performance.md). Draws
+    of dropout are others then, and a resumed run may differ in rounding."""
     sharded: bool = False
     """Several processes split weights, gradients and moments among them (FSDP2) rather than each hold all (DDP)."""
     seed: int = Field(0, ge=0)

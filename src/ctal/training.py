@@ -174,10 +174,10 @@ def _refuse_other_engines() -> None:
 
 
 def _check_compilable(config: RunConfig, device: torch.device) -> None:
-    if device.type != "cuda":
-        raise InputError(f"compile=true is for a GPU, and the model is on {device}: leave it out")
     if config.sharded:
         raise InputError("compile=true and sharded=true do not go together: leave one out")
+    if device.type != "cuda":
+        raise InputError(f"compile=true is for a GPU, and the model is on {device}: leave it out")
 
 
 class _Loop:

@@ -225,7 +225,7 @@ def _heard(window: _Window, loaded: Model, name: str) -> Html:
     static, rate = features_TF[:, :NUM_MEL], frames_per_second(loaded.processor)
     axes = (
         "Sound over time, low to high frequency from bottom to top, as the model gets it: normalised, in standard "
-        "deviations of each frequency."
+        "deviations."
     )
     sound = join(
         element("h2", "The recording"),

@@ -535,7 +535,7 @@ def _interval(interval: Interval) -> tuple[str, Html]:
 
 MASKS_EXPLAINED = (
     "Pictures show sound over time, low to high frequency from bottom to top, as the model gets it: normalised, in "
-    "standard deviations of each frequency. White lines below an orange bar mark the masked stretches; of their frames "
+    "standard deviations. White lines below an orange bar mark the masked stretches; of their frames "
     "80% are blanked, 10% swapped for another frame and 10% kept."
 )
 
