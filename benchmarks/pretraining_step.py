@@ -155,6 +155,10 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, 
     return Parts(*watch.spans())
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: values.to(device) for name, values in batch.items()}
+
+
 class Trainers:
     """Models of one size for any row; those with parameters of the same shapes share them and their optimiser."""
 
@@ -183,8 +187,7 @@ class Trainers:
 
     def batch(self, row: Row) -> Batch:
         """What the row trains on, on the device."""
-        made = masked_batch(row.seconds, row.config(self.size))
-        return {name: values.to(self.device) for name, values in made.items()}
+        return on_device(masked_batch(row.seconds, row.config(self.size)), self.device)
 
 
 def train_once(row: Row, size: str) -> None:
@@ -231,8 +234,7 @@ def check_equality(size: str, device: torch.device = CPU) -> list[Check]:
     with device:
         ours, authors = CtalForPreTraining(config), AuthorsModel(config)
     copy_weights(ours, authors)
-    batch = masked_batch(_CHECK_SECONDS, config)
-    found = compare(ours, authors, {name: values.to(device) for name, values in batch.items()})
+    found = compare(ours, authors, on_device(masked_batch(_CHECK_SECONDS, config), device))
     checks = [
         Check(f"`{size}`: difference of the losses, fp32, equal weights, dropout 0", found.loss, LOSS_LIMIT),
         Check(f"`{size}`: relative difference of the gradients, at most", found.gradient, GRADIENT_LIMIT),
