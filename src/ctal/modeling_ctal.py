@@ -37,6 +37,7 @@ from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.dropout import Dropout
 from ctal.errors import InputError
 from ctal.fusion import FUSIONS, Fused, OrthogonalNorm, Pools, segment_attend, segment_max
+from ctal.gelu import linear_of_gelu
 from ctal.masking import IGNORED
 
 
@@ -194,7 +195,11 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, update: Tensor, states: Tensor) -> Tensor:
-        return self.norm(states + self.dropout(self.dense(update)))
+        return self.add(self.dense(update), states)
+
+    def add(self, projected: Tensor, states: Tensor) -> Tensor:
+        """The same behind the linear layer."""
+        return self.norm(states + self.dropout(projected))
 
 
 class FeedForward(nn.Module):
@@ -206,7 +211,7 @@ class FeedForward(nn.Module):
         self.output = Residual(config.intermediate_size, config)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.output(F.gelu(self.dense(states)), states)
+        return self.output.add(linear_of_gelu(self.dense(states), self.output.dense), states)
 
 
 @dataclass(frozen=True)
