@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -23,7 +22,17 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.harness import Check, Report, Spread, Table, alternate, say, significant, times_faster
+from benchmarks.harness import (
+    Check,
+    Report,
+    Spread,
+    Table,
+    alternate,
+    fresh_processes,
+    say,
+    significant,
+    times_faster,
+)
 from benchmarks.pretraining_step import LOSS_LIMIT, Batch, Row, measure
 from benchmarks.samples import librispeech_like_seconds, masked_batch, write_store
 from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProcessor
@@ -101,8 +110,7 @@ class Training:
     def __init__(self, ranks: int, threads: int, folder: Path, out: Path, size: str, config: PretrainConfig) -> None:
         """`folder` is what `write_store` left; each process computes with `threads`."""
         self.losses: list[Metrics] = []
-        context = get_context("forkserver")  # which imports everything once
-        context.set_forkserver_preload([__name__, "torch.utils.tensorboard"])
+        context = fresh_processes()
         self._pipes: list[Connection] = []
         self._processes = []
         for place in _places(ranks):
@@ -306,7 +314,7 @@ def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
     write_store(folder, np.linspace(0.6, 1.4, 40).tolist())
     fields = {"steps": steps, "batch_frames": 100, "checkpoint_every": steps // 10, "workers": 1}
     wanted = [steps // 10, steps // 2, steps]
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, fresh_processes()) as pool:
         config = make_config(PretrainConfig, fields)
         found = pool.submit(train_and_watch, folder, size, config, wanted).result()
     lines = []
@@ -323,12 +331,12 @@ def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
 def main(quick: bool) -> Report:
     """Size base, and nano for many steps; `quick`: nano, few steps."""
     report = Report("devices")
-    size, scale, rounds, steps = ("nano", 0.1, 2, 200) if quick else ("base", 1.0, 3, 20_000)
+    size, scale, rounds, steps = ("nano", 0.1, 2, 200) if quick else ("base", 1.0, 2, 20_000)
     with tempfile.TemporaryDirectory() as folder:
         say("several processes")
         measure_processes(report, Path(folder) / "processes", size, scale, rounds)
         say("activation checkpointing")
-        measure_checkpointing(report, size, 3.75 if quick else 37.5, 2, has_memory=not quick)
+        measure_checkpointing(report, size, 3.75 if quick else 37.5, rounds, has_memory=not quick)
         count_frames(report)
         say("many steps")
         watch_memory(report, Path(folder) / "memory", "nano", steps)

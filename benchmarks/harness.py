@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,13 +128,20 @@ def python(*arguments: str) -> float:
 # Memory -----------------------------------------------------------------------------------------------------------
 
 
+def fresh_processes() -> ForkServerContext:
+    """Makes processes that have imported everything and computed nothing."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.pretraining_step", "torch.utils.tensorboard"])
+    return context
+
+
 def peak_memory(work: Callable[..., object], *arguments: object) -> float:
     """GB (10⁹ bytes) that a fresh process holds at most while it does `work`, libraries included.
 
     Infinite where the system kills it for want of memory, not a number where the system does not tell. `work` is a
     function at the top of a module.
     """
-    context = get_context("spawn")
+    context = fresh_processes()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, work, arguments))
     process.start()

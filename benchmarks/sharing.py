@@ -64,7 +64,7 @@ def train_for(size: str, duration: float) -> float:
 def main(quick: bool) -> Report:
     """`mini` on all threads, alone, beside one other program, and beside one on each core."""
     report = Report("sharing")
-    size, duration, rounds = ("nano", 0.5, 1) if quick else ("mini", 5.0, 3)
+    size, duration, rounds = ("nano", 0.5, 1) if quick else ("mini", 4.0, 2)
     loads = {"alone": 0, "beside one busy process": 1, "beside one on each core": usable_cores()}
     rows = []
     for load, others in loads.items():

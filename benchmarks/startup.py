@@ -24,7 +24,7 @@ def main(quick: bool) -> Report:
     if not quick:
         for run in contenders.values():
             run()
-    seconds = alternate(contenders, 1 if quick else 5)
+    seconds = alternate(contenders, 1 if quick else 3)
     rows = [(name, str(Spread.of(each))) for name, each in seconds.items()]
     report.tables.append(Table("Start-up", ("", "s"), rows))
     report.measured = seconds
