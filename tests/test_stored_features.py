@@ -83,6 +83,16 @@ def test_unfinished_features_are_not_used(store: Path) -> None:
     assert open_features(Store(store), EXTRACTOR.analysis) is None
 
 
+def test_it_is_said_where_features_are_stored_of_another_analysis_alone(tiny: TinyCorpus, store: Path) -> None:
+    assert dataset(tiny, store).notes() == []
+    other = CtalFeatureExtractor(cmvn="fixed")
+    write_features(Store(store), other.analysis, other.features, workers=1)
+    (note,) = dataset(tiny, store).notes()
+    assert f"{store}: has features of {other.analysis} only" in note
+    analyse(store)
+    assert dataset(tiny, store).notes() == []
+
+
 def test_features_of_another_analysis_are_not_used(store: Path) -> None:
     analyse(store)
     assert open_features(Store(store), CtalFeatureExtractor(delta_order=2).analysis) is None

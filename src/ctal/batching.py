@@ -32,7 +32,7 @@ from ctal.audio import load_audio
 from ctal.errors import InputError
 from ctal.masking import IGNORED, MaskingConfig, mask_blocks, mask_frames, mask_tokens
 from ctal.store import Store, StoredUtterance
-from ctal.stored_features import Extract, open_features, rounded
+from ctal.stored_features import Extract, open_features, other_analyses, rounded
 
 SHARDS_A_GROUP = 64
 """Shards whose utterances are mixed; other groups follow one another, so that remote shards are read once an epoch."""
@@ -310,6 +310,7 @@ class UtteranceDataset(Dataset):
         cache_bytes: int = 0,
     ) -> None:
         self.corpus, self.encode, self.extract, self.seed = corpus, encode, extract, seed
+        self.analysis = analysis
         self._stored = [open_features(store, analysis) for store in corpus.stores]
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
@@ -320,6 +321,16 @@ class UtteranceDataset(Dataset):
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
         """One utterance as it is in `epoch`: `input_ids` (L,), `input_features` (T, F) and what a task adds."""
         raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """What the user should know of where features come from."""
+        others = {store.path: other_analyses(store, self.analysis) for store in self.corpus.stores}
+        return [
+            f"{path}: has features of {', '.join(names)} only; those of {self.analysis} are computed as they are "
+            "needed, unless `ctal features` with --model or --cmvn stores them"
+            for path, names in others.items()
+            if names
+        ]
 
     def generator(self, stored: StoredUtterance, epoch: int) -> torch.Generator:
         """From which everything random of this utterance in this epoch is drawn."""

@@ -120,10 +120,9 @@ def finetune(
             check_same(saved, {**objective.config.model_dump(), **objective.identity()})
             progress.note(f"{fold.name}: done already")
             continue
-        if run == runs[0] and objective.config.steps < FEW_UPDATES:
-            progress.note(
-                f"only {objective.config.steps} updates: on few recordings more passes are worth it (--epochs, --steps)"
-            )
+        if run == runs[0]:
+            for note in objective.notes():
+                progress.note(note)
         if not one:
             progress.note(f"fold {fold.name}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
@@ -326,6 +325,12 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             **self.model.config.architecture(),
             **self.model.config.head(),
         }
+
+    def notes(self) -> list[str]:
+        """What the user should know before it begins."""
+        updates = self.config.steps
+        few = f"only {updates} updates: on few recordings more passes are worth it (--epochs, --steps)"
+        return [few] * (updates < FEW_UPDATES) + self.dataset.notes()
 
     def score(self, metrics: Metrics) -> float:
         return self.task.score(metrics) if self.truth else 0.0

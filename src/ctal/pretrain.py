@@ -247,7 +247,7 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
                 f"{longer} recordings are longer than {seconds:.1f} s: of each a random window is used in every epoch, "
                 f"with the first {self.model.config.text.max_tokens} tokens of its transcript"
             )
-        return notes
+        return notes + self.dataset.notes()
 
     def counts(self, batch: Batch) -> Tensor:
         """Masked tokens and masked frames."""

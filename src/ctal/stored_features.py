@@ -121,6 +121,13 @@ def _write_file(job: _Job, extract: Extract) -> None:
     write_arrow(job.path, batch, fingerprint=job.fingerprint)
 
 
+def other_analyses(store: Store, analysis: str) -> list[str]:
+    """Names of analyses that features of the store are kept of, where there are none of `analysis`."""
+    if (_folder(store, analysis) / _MANIFEST).is_file():
+        return []
+    return sorted(path.parent.name for path in (store.path / "features").glob(f"*/{_MANIFEST}"))
+
+
 def _is_of(folder: Path, store: Store) -> bool:
     manifest = read_json(folder / _MANIFEST)
     return manifest.get("version") == VERSION and manifest.get("content_hash") == store.content_hash
