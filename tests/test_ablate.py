@@ -17,7 +17,7 @@ import pytest
 from conftest import Labelled
 from ctal.ablate import Plan, load_plan, plan_names, run_plan
 from ctal.errors import InputError
-from ctal.processes import training_pool
+from ctal.processes import nth_device, training_pool
 from ctal.training import Silence
 
 PLAN = """\
@@ -249,3 +249,8 @@ def test_a_training_that_the_system_kills_is_one_line():
 def test_a_store_that_is_not_there_is_one_line(plan_file: Path, tmp_path: Path):
     with pytest.raises(InputError, match="nowhere"):
         run(load_plan(str(plan_file)), tmp_path / "nowhere", tmp_path / "work")
+
+
+def test_trainings_take_turns_on_the_gpus_that_the_user_has_chosen() -> None:
+    assert [nth_device(number, 2, "2,GPU-5a, 7") for number in range(3)] == ["2", "GPU-5a", "2"]
+    assert [nth_device(number, 3, None) for number in range(4)] == ["0", "1", "2", "0"]

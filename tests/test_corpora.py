@@ -123,17 +123,17 @@ def test_links_to_folders_are_followed_though_not_in_circles(tmp_path: Path):
     assert [u.id for u in utterances("folder", tmp_path / "root")] == ["link/a"]
 
 
-def test_a_transcript_in_another_encoding_is_left_to_the_store_to_quarantine_and_named_where_it_is_wanted(
-    tmp_path: Path,
-):
-    touch(tmp_path / "a.wav", tmp_path / "b.wav")
+def test_a_transcript_that_cannot_be_read_is_left_to_the_store_to_quarantine(tmp_path: Path):
+    touch(tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "c.wav")
     (tmp_path / "a.txt").write_bytes("Grüße".encode("latin-1"))
     (tmp_path / "b.txt").write_text("welt")
-    first, second = utterances("folder", tmp_path)
-    assert (first.text or "").encode(errors="surrogateescape") == "Grüße".encode("latin-1")
-    assert second.text == "welt"
-    with pytest.raises(InputError, match=r"a\.txt: not UTF-8 text"):
-        transcript_beside(tmp_path / "a.wav")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "nowhere.txt")
+    latin, fine, missing = utterances("folder", tmp_path)
+    assert (latin.text or "").encode(errors="surrogateescape") == "Grüße".encode("latin-1")
+    assert fine.text == "welt"
+    assert [transcript_beside(each.audio) for each in (latin, fine, missing)] == [latin.text, "welt", missing.text]
+    with pytest.raises(UnicodeEncodeError):
+        (missing.text or "").encode()
 
 
 # Manifests --------------------------------------------------------------------------------------------------------

@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import NANO, CtalProcess, Labelled, losses, record
-from ctal import CtalForSequenceClassification, CtalForXVector
+from ctal import CtalConfig, CtalForSequenceClassification, CtalForXVector
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import get_corpus
 from ctal.errors import InputError
 from ctal.finetune import FinetuneObjective, evaluate_task, finetune, judge_rows, load_model_for, make_dataset
-from ctal.pretrain import load_processor
+from ctal.heard import Heard
+from ctal.model_folders import load_processor
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.store import Store, prepare_store
 from ctal.tasks import TASKS, read_targets
@@ -125,12 +126,18 @@ def test_evaluating_a_model_again_gives_the_numbers_of_its_run(
     assert again["metrics"] == json.loads((runs[task] / "evaluation.json").read_text())["metrics"]
 
 
-def test_only_some_of_the_stores_of_a_run_are_refused_since_its_test_part_is_not_known(
-    labelled: Labelled, runs: dict[str, Path]
+def test_stores_of_a_run_are_evaluated_alone_and_all_together_or_not_at_all(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    both = [labelled.split, labelled.store]
+    new = other_store(tmp_path)
+    more = refusal(lambda: evaluate_task("emotion", [labelled.split, new], runs["emotion"] / "model"))
+    assert f"evaluate it on {new} apart from those" in more
 
-    assert "give all of them" in refusal(lambda: evaluate_task("emotion", both, runs["emotion"] / "model"))
+    config = make_config(FinetuneConfig, QUICK, {"epochs": 1})
+    finetune("emotion", [labelled.split, new], tmp_path / "both", config, start_from=labelled.pretrained)
+    assert "give all of them" in refusal(
+        lambda: evaluate_task("emotion", [labelled.split], tmp_path / "both" / "model")
+    )
 
 
 def test_an_interval_over_speakers_is_left_out_where_a_list_names_other_speakers_than_the_store(
@@ -563,6 +570,32 @@ def test_two_ranks_train_and_evaluate_as_one(labelled: Labelled, tmp_path: Path,
     assert together["utterances"] == alone["utterances"]
 
 
+def test_what_pretraining_has_heard_is_known_by_its_recordings_in_whatever_store(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    sounds = Heard.of(labelled.pretrained).sounds
+    assert set(sounds.tolist()) <= set(Corpus([Store(labelled.store)]).recordings.tolist())
+    unheard = run(labelled, tmp_path / "unheard", store=other_store(tmp_path), protocol="5-fold", epochs=1)
+    assert "pre-training has heard" not in unheard["protocol"]["description"]
+    heard = run(labelled, tmp_path / "heard", epochs=1)  # in another store than that of the pre-training
+    assert "pre-training has heard the test part's audio" in heard["protocol"]["description"]
+
+
+def test_training_and_evaluation_take_windows_that_the_processor_takes(labelled: Labelled, tmp_path: Path) -> None:
+    shutil.copytree(labelled.pretrained, tmp_path / "model")
+    path = tmp_path / "model" / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["feature_extractor"]["max_frames"] = 40
+    path.write_text(json.dumps(settings))
+    corpus, config = Corpus([Store(labelled.split)]), make_config(FinetuneConfig, QUICK)
+    processor, architecture = load_processor(tmp_path / "model"), CtalConfig.from_pretrained(tmp_path / "model")
+    dataset = make_dataset(
+        corpus, processor, config, read_targets(TASKS["emotion"], corpus), architecture, inputs="both"
+    )
+    assert corpus.frames.max() > 40
+    assert dataset.max_frames == dataset.train_frames == 40
+
+
 # Wrong input --------------------------------------------------------------------------------------------------------
 
 
@@ -582,6 +615,8 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     ge2e = refusal(lambda: finetune("verification", split, tmp_path / "run", few, start_from=pretrained))
     assert "fold test tests 2 speakers, and it draws 4" in ge2e
     assert "add --resume" in refusal(lambda: run(labelled, runs["emotion"]))
+    one = {"head": {"fusion": "text"}, "modality_dropout": 0.3}
+    assert "is for fusions of both" in refusal(lambda: run(labelled, tmp_path / "run", **one))
     model = runs["emotion"] / "model"
     assert "a model for emotion, not for sentiment" in refusal(lambda: evaluate_task("sentiment", split, model))
     assert "fine-tune it first" in refusal(lambda: evaluate_task("emotion", split, pretrained))

@@ -454,16 +454,16 @@ def test_predict_does_the_rest_when_a_file_is_no_recording_and_exits_with_2(
     assert len(lines_of(finished)[0]["embedding"]) == 128
 
 
-def test_predict_names_a_transcript_in_another_encoding_and_prints_any_file_name(
+def test_predict_names_a_transcript_in_another_encoding_goes_on_and_prints_any_file_name(
     ctal: Cli, models: Path, tmp_path: Path
 ) -> None:
     record(tmp_path / "a.wav", 0.5)
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
-    record(tmp_path / "b.wav", 0.5).rename(tmp_path / os.fsdecode(b"gr\xfc\xdfe.wav"))
-    for options in ([], ["--json"]):
-        finished = ctal("predict", tmp_path, "--model", models / "emotion", *options)
+    other = record(tmp_path / "b.wav", 0.5).rename(tmp_path / os.fsdecode(b"gr\xfc\xdfe.wav"))
+    for arguments in ([tmp_path], [tmp_path, "--json"], [tmp_path / "a.wav", other]):
+        finished = ctal("predict", *arguments, "--model", models / "emotion")
         assert finished.code == 2
-        said = f"ctal: {tmp_path / 'a.wav'}: its transcript is not UTF-8 text; save it as UTF-8\n"
+        said = f"ctal: {tmp_path / 'a.wav'}: its transcript cannot be read as UTF-8; mend it\n"
         assert finished.errors.startswith(said)
         assert "gr\\udcfc\\udcdfe.wav" in finished.output
 

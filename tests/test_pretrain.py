@@ -15,9 +15,10 @@ from transformers import AutoModelForPreTraining, AutoProcessor
 
 from conftest import NANO, Cli, TinyCorpus, losses, pretrain_arguments
 from ctal import CtalConfig, CtalForPreTraining, CtalModel, CtalProcessor
-from ctal.batching import Corpus
+from ctal.batching import Corpus, hold_out
 from ctal.corpora import Utterance
 from ctal.errors import InputError
+from ctal.heard import Heard
 from ctal.pretrain import (
     Evaluation,
     PretrainingObjective,
@@ -89,22 +90,43 @@ def test_the_card_and_the_provenance_say_what_the_model_is(tiny: TinyCorpus, tra
 def test_the_evaluation_is_that_of_the_saved_model_and_can_be_had_again(tiny: TinyCorpus, trained: Path) -> None:
     saved = json.loads((trained / "evaluation.json").read_text())
     again = json.loads(json.dumps(evaluate_model([tiny.store], trained / "model")))
+    assert again is not None
     for part in ("comparisons", "step", "held_out", "data_hash"):
         assert again[part] == saved[part]
     assert "speakers held out" in saved["held_out"]
 
 
-def test_on_other_data_it_says_that_training_may_have_heard_it_and_a_part_of_its_own_is_refused(
+def test_on_other_data_it_says_how_much_was_trained_on_and_a_part_of_its_own_is_refused(
     tiny: TinyCorpus, trained: Path, tmp_path: Path
 ) -> None:
     audio = sorted(tiny.manifest.parent.glob("*.flac"))[:6]
     other = tmp_path / "other"
     texts = [Utterance(path.stem, path, text="hello world") for path in audio]
     prepare_store(texts, other, corpus="other", workers=1)
-    assert evaluate_model([other], trained / "model")["held_out"].endswith("; training may have heard it")
+    evaluation = evaluate_model([other], trained / "model")
+    assert evaluation is not None
+    held = hold_out(Corpus([Store(other)]), 0.1).validation
+    known = np.isin(Corpus([Store(other)]).recordings[held], Heard.of(trained / "model").sounds).sum()
+    assert known
+    assert evaluation["held_out"].endswith(f"; {known} of their utterances were trained on before")
     with pytest.raises(InputError) as caught:
         evaluate_model([tiny.store, other], trained / "model")
+    assert f"evaluate it on {other} apart from those" in refusal(caught)
+    run([tiny.store, other], tmp_path / "both", tokenizer=tiny.tokenizer)
+    with pytest.raises(InputError) as caught:
+        evaluate_model([tiny.store], tmp_path / "both" / "model")
     assert "give all of them in the order of its run" in refusal(caught)
+
+
+def test_of_a_model_of_elsewhere_it_is_said_that_it_may_have_been_trained_on_anything(
+    tiny: TinyCorpus, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "model", tmp_path / "model")
+    for name in ("run.json", "heard.safetensors"):
+        (tmp_path / "model" / name).unlink()
+    evaluation = evaluate_model([tiny.store], tmp_path / "model")
+    assert evaluation is not None
+    assert evaluation["held_out"].endswith("; training may have heard it")
 
 
 # Continuing a model -----------------------------------------------------------------------------------------------
@@ -115,6 +137,44 @@ def test_continuing_a_model_starts_from_its_losses(tiny: TinyCorpus, trained: Pa
     step = json.loads((trained / "model" / "run.json").read_text())["step"]
     before = losses(trained, "validation")[step]
     assert losses(tmp_path / "run", "validation")[0] == pytest.approx(before, abs=1e-6)
+
+
+def test_a_continued_run_knows_what_its_start_has_heard_and_is_resumed_from_that_start_alone(
+    tiny: TinyCorpus, trained: Path, tmp_path: Path
+) -> None:
+    audio = sorted(tiny.manifest.parent.glob("*.flac"))
+    prepare_store([Utterance(path.stem, path) for path in audio], tmp_path / "other", corpus="other", workers=1)
+    out = tmp_path / "run"
+    evaluation = run([tmp_path / "other"], out, start_from=trained / "model")
+    assert "of their utterances were trained on before" in evaluation["held_out"]
+    first, second = (set(Heard.of(path / "model").sounds.tolist()) for path in (trained, out))
+    assert first < second
+
+    with pytest.raises(InputError) as caught:
+        run([tmp_path / "other"], out, tokenizer=tiny.tokenizer, resume=True)
+    assert "start_from" in refusal(caught)
+
+
+def test_a_model_without_heads_of_pretraining_and_a_damaged_one_are_refused(trained: Path, tmp_path: Path) -> None:
+    CtalModel.from_pretrained(trained / "model").save_pretrained(tmp_path / "bare")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(trained / "model" / name, tmp_path / "bare")
+    shutil.copytree(trained / "model", tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for name, said in (("bare", "has no heads of pre-training"), ("damaged", "cannot be loaded")):
+        with pytest.raises(InputError) as caught:
+            load_model(tmp_path / name)
+        assert said in refusal(caught)
+
+
+def test_a_model_with_fewer_positions_gets_inputs_that_fit(tiny: TinyCorpus, tmp_path: Path) -> None:
+    config = make_config(PretrainConfig, NANO, {"steps": 1})
+    fields = {"frame_stack": 2, "max_position_embeddings": 12}
+    pretrain([tiny.store], tmp_path / "run", config, size="nano", architecture=fields, tokenizer=tiny.tokenizer)
+    processor, model = load_model(tmp_path / "run" / "model")
+    assert processor.tokenizer.model_max_length == model.config.text.max_tokens == 10
+    assert processor.feature_extractor.max_frames == model.config.audio.max_frames == 24
 
 
 def test_a_continued_model_keeps_its_architecture_tokenizer_and_features(

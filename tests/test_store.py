@@ -256,7 +256,7 @@ def test_a_name_in_an_unknown_encoding_is_quarantined_printably(tmp_path: Path):
     utterances = [*good, Utterance(name, tmp_path / f"{name}.wav")]
     summary = prepare(utterances, tmp_path / "store")
     assert summary.quarantined[0].id.encode() == b"gr\\udcfc\\udcdfe"
-    assert "not valid Unicode" in summary.quarantined[0].reason
+    assert "cannot be read as UTF-8" in summary.quarantined[0].reason
     assert prepare(utterances, tmp_path / "store").up_to_date
 
 
@@ -264,7 +264,7 @@ def test_a_transcript_in_an_unknown_encoding_is_quarantined(tmp_path: Path):
     good, bad = corpus_of(tmp_path / "audio", 2)
     summary = prepare([good, replace(bad, text=os.fsdecode(b"gr\xfc\xdfe"))], tmp_path / "store")
     assert summary.utterances == 1
-    assert summary.quarantined[0].reason.endswith("rename the file, or save the text as UTF-8")
+    assert summary.quarantined[0].reason.endswith("rename the file, or mend the text")
 
 
 # Again, interrupted, changed --------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ class _Training:
         with _alone(self.folder):
             if self.is_done:
                 return
-            resume = any(any(self.folder.glob(place)) for place in ("config.json", "folds/*/config.json"))
+            resume = any(any(self.folder.glob(place)) for place in ("config.json", "folds/*"))
             _, cost = measured(partial(self.train, resume))
             _write_cost(self.folder, None if resume else cost)
             _remove(self.folder, *self.leftovers)

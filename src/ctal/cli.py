@@ -110,7 +110,8 @@ def features(
     Example: `ctal features my-store`
     """
     from ctal.console import bar
-    from ctal.pretrain import load_processor, new_extractor
+    from ctal.model_folders import load_processor
+    from ctal.pretrain import new_extractor
     from ctal.store import Store
     from ctal.stored_features import write_features
 
@@ -292,7 +293,7 @@ def evaluate(
     frequencies, and an utterance's own transcript against another's, each with its 95 % interval over utterances. For a
     task: its metrics on the test part of the data it was trained on, or on another corpus. A recording that is longer
     than the model's window is judged by one window of it, always the same, where `predict` and `verify` average over
-    all. Under `accelerate launch` the work is shared.
+    all. Under `accelerate launch` the work on a task is shared.
 
     Example: `ctal evaluate emotion demo/store --model demo/emotion/model`
     """

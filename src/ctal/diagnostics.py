@@ -27,7 +27,7 @@ SMOOTHING = 0.1
 """Added to every token's count in the unigram model; 0.01–1 move its cross-entropy by less than 2 %."""
 
 HELD_OUT_UTTERANCES = 500
-"""Held-out utterances that are looked at, at most."""
+"""Held-out utterances that are looked at, at most: a fixed sample."""
 
 MEDIAN_UTTERANCES = 500
 """Training utterances from which medians are taken at most."""
@@ -81,14 +81,15 @@ def diagnose(
     *,
     static_size: int,
 ) -> list[Comparison]:
-    """All comparisons for `model`, which is put into evaluation mode. The references are made from `train_rows`.
+    """All comparisons for `model`, on its device, in evaluation mode. The references are made from `train_rows`.
 
     Features beyond the first `static_size` are deltas; static ones and deltas are compared apart too.
     """
     model.eval()
     medians = training_medians(dataset, train_rows)
     unigram = unigram_log_probabilities(dataset, train_rows)
-    rows = held_out_rows[:HELD_OUT_UTTERANCES].tolist()
+    # Neighbours are of few speakers.
+    rows = np.sort(np.random.default_rng(0).permutation(held_out_rows)[:HELD_OUT_UTTERANCES]).tolist()
     count = len(rows)
     parts = {"all": slice(None)}
     if static_size < len(medians):
@@ -200,10 +201,12 @@ def _predict(
             for number, utterance in zip(part.tolist(), utterances, strict=True):
                 utterance["input_ids"] = torch.tensor(texts[number])
                 utterance["labels"] = torch.full((len(texts[number]),), IGNORED)
-        output = model(**collate(utterances), output_hidden_states=True)
+        batch = {name: values.to(model.device) for name, values in collate(utterances).items()}
+        output = model(**batch, output_hidden_states=True)
         for position, (number, utterance) in enumerate(zip(part.tolist(), utterances, strict=True)):
             tokens, frames = len(utterance["input_ids"]), len(utterance["input_features"])
-            yield number, utterance, output.logits[position, :tokens], output.reconstruction[position, :frames]
+            logits, reconstruction = output.logits[position, :tokens], output.reconstruction[position, :frames]
+            yield number, utterance, logits.cpu(), reconstruction.cpu()
 
 
 def _partner(texts: Sequence[tuple[int, ...]], number: int) -> int | None:

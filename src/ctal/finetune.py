@@ -4,7 +4,7 @@ Each fold of a protocol is a run of `ctal.training` of its own, with its own mod
 run. Leaves in a run:
 
     RUN/model            the best epoch by the validation part (of several folds: the one whose validation was best)
-    RUN/model/heard.safetensors  64 bits of the hash of each recording that it was trained or chosen by
+    RUN/model/heard.safetensors  what it was trained or chosen by (`ctal.heard`)
     RUN/evaluation.json  metrics of the test part, protocol with checksum, settings, versions, commit
     RUN/predictions.jsonl  what was predicted of each test utterance
     RUN/trials.txt       verification: the list of trials
@@ -26,8 +26,6 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from accelerate.utils import reduce as reduce_over_ranks
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -36,8 +34,10 @@ from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
 from ctal.files import sha256_of, write_json
+from ctal.heard import Heard
 from ctal.inference import load_task_model
 from ctal.metrics import GE2E_SPEAKERS, ge2e_eer
+from ctal.model_folders import WEIGHTS, load_processor, loading
 from ctal.modeling_ctal import CtalTaskOutput
 from ctal.objective import (
     CorpusObjective,
@@ -48,8 +48,7 @@ from ctal.objective import (
     refuse_some_of,
 )
 from ctal.precision import check_precision, for_precision, forward_in
-from ctal.pretrain import load_processor
-from ctal.processing_ctal import CtalProcessor
+from ctal.processing_ctal import CtalProcessor, longest_window
 from ctal.protocols import Fold, Protocol, Trials, make_protocol, make_trials, read_trials, write_trials
 from ctal.recipes import FinetuneConfig, check_same, make_config
 from ctal.tasks import (
@@ -64,7 +63,7 @@ from ctal.tasks import (
     trial_scores,
 )
 from ctal.text import encode_transcript
-from ctal.training import Batch, Forward, Metrics, Progress, Silence, process_state, train
+from ctal.training import Batch, Forward, Metrics, Progress, Silence, evaluation_device, process_state, train
 
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds."""
@@ -166,7 +165,7 @@ def evaluate_task(
     if trials is not None and not task.compares:
         raise InputError(f"--trials: {task.name} has no trials, only verification")
     if precision is not None:
-        check_precision(precision, _device())
+        check_precision(precision, evaluation_device())
     model, processor, saved = load_model_for(task, model_folder)
     corpus = open_corpus(stores)
     config = make_config(FinetuneConfig, saved.get("config", {}))
@@ -180,7 +179,7 @@ def evaluate_task(
         rows = fold.test
         said, checksum = f"the test part of the model's own fold ({saved['protocol']})", protocol.checksum
     else:
-        heard = np.flatnonzero(np.isin(corpus.recordings, read_heard(model_folder)))
+        heard = np.flatnonzero(np.isin(corpus.recordings, Heard.of(model_folder).recordings))
         is_test = np.array([corpus.splits[row] == "test" for row in targets.rows])
         rows = targets.rows[is_test] if is_test.any() else targets.rows
         said = "the test part of the corpus" if is_test.any() else "every labelled utterance"
@@ -248,20 +247,6 @@ def _named_by(path: Path, corpus: Corpus, heard: np.ndarray) -> tuple[np.ndarray
     return rows, pairs
 
 
-HEARD = "heard.safetensors"
-
-
-def read_heard(folder: Path) -> np.ndarray:
-    """`Corpus.recordings` of what the model in `folder` was trained on, or chosen by; none for one of elsewhere."""
-    path = folder / HEARD
-    if not path.is_file():
-        return np.zeros(0, dtype=np.int64)
-    try:
-        return load_file(path)["recordings"]
-    except (SafetensorError, KeyError):
-        raise InputError(f"{path}: is damaged; copy the model again from where it was trained") from None
-
-
 def load_model_for(task: Task, folder: Path) -> tuple[TaskModel, CtalProcessor, dict[str, Any]]:
     """A fine-tuned model, its processor and its `run.json`; raises `InputError` where `folder` holds another thing."""
     loaded = load_task_model(folder)
@@ -291,10 +276,10 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         targets: Targets,
         protocol: Protocol,
         start: Mapping[str, Any],
-        heard: np.ndarray,
+        heard: Heard,
     ) -> None:
-        """`start` says where the weights come from, `heard` which labelled recordings made them (`read_heard`)."""
-        max_frames = min(config.max_frames, model.config.audio.max_frames)
+        """`start` says where the weights come from, `heard` what made them."""
+        max_frames = min(config.max_frames, longest_window(processor, model.config))
         rows = {"train_rows": fold.train, "validation_rows": fold.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
         self.task, self.fold, self.protocol, self.targets, self.start = task, fold, protocol, targets, start
@@ -302,7 +287,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         self.truth = truth_of(task, corpus, targets, fold.validation) if len(fold.validation) else None
         self.class_weights = self._class_weights() if config.class_weights == "balanced" else None
         used = corpus.recordings[np.concatenate([fold.train, fold.validation])]
-        self.heard = np.union1d(heard, used)
+        self.heard = heard.and_recordings(used)
         self.layers = {
             "text": model.config.text.num_hidden_layers,
             "audio": model.config.audio.num_hidden_layers,
@@ -372,7 +357,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         if self.task.compares:
             self.model.config.decision_threshold = metrics.get("threshold")
         self.write_model(folder)
-        save_file({"recordings": self.heard}, folder / HEARD)
+        self.heard.save(folder)
         saved = {
             "task": self.task.name,
             "step": step,
@@ -397,7 +382,7 @@ def make_dataset(
     *,
     inputs: str,
 ) -> TaskDataset:
-    longest = architecture.audio.max_frames
+    longest = longest_window(processor, architecture)
     return TaskDataset(
         corpus,
         targets.values,
@@ -448,12 +433,6 @@ def collect_outputs(
     return reduce(gathered).cpu().numpy()
 
 
-def _device() -> torch.device:
-    """On which this process judges."""
-    state = process_state()
-    return state.device if state.device and torch.cuda.is_available() else torch.device("cpu")
-
-
 def judge_rows(
     task: Task,
     model: TaskModel,
@@ -474,10 +453,10 @@ def judge_rows(
     differ.
     """
     precision = precision or config.precision
-    state, device = process_state(), _device()
+    state, device = process_state(), evaluation_device()
     asked = for_precision(model.to(device).eval(), precision)  # pyright: ignore[reportArgumentType]
     dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=inputs)
-    lengths = frame_counts(corpus, processor, model.config.audio.max_frames)
+    lengths = frame_counts(corpus, processor, longest_window(processor, model.config))
     mine = evaluation_microbatches(rows, lengths, config.batch_frames)[state.process_index :: state.num_processes]
 
     def reduce(values: Tensor) -> Tensor:
@@ -543,26 +522,26 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
     protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
     run = start_from / "run.json"
     start = json.loads(run.read_text()) if run.is_file() and config.weights == "pretrained" else {}
-    if "fold" in start and start["data_hash"] == corpus.content_hash:
-        if start["protocol_checksum"] != protocol.checksum or len(protocol.folds) > 1:
-            raise InputError(
-                f"--from {start_from}: was fine-tuned on utterances that would be judged here; "
-                "start from the pre-trained model"
-            )
-    elif "fold" in start:
-        heard = read_heard(start_from)
+    heard = Heard.of(start_from) if config.weights == "pretrained" else Heard()
+    is_own = "fold" in start and start["data_hash"] == corpus.content_hash
+    if is_own:
+        has_learned_it = start["protocol_checksum"] != protocol.checksum or len(protocol.folds) > 1
+    else:
         judged = np.concatenate([rows for fold in protocol.folds for rows in (fold.validation, fold.test)])
-        if np.isin(corpus.recordings[judged], heard).any():
-            raise InputError(
-                f"--from {start_from}: was fine-tuned on utterances that would be judged here; "
-                "start from the pre-trained model"
-            )
-        which = "of other recordings" if len(heard) else "whose recordings are not known"
-        said = f"{protocol.description}; started from a model for {start['task']}, {which}"
-        protocol = replace(protocol, description=said)
-    elif _has_pretraining_heard(start, corpus, protocol):
-        said = f"{protocol.description}; pre-training has heard the test part's audio, without labels"
-        protocol = replace(protocol, description=said)
+        has_learned_it = np.isin(corpus.recordings[judged], heard.recordings).any()
+    if has_learned_it:
+        raise InputError(
+            f"--from {start_from}: was fine-tuned on utterances that would be judged here; "
+            "start from the pre-trained model"
+        )
+    said = protocol.description
+    if "fold" in start and not is_own:
+        which = "of other recordings" if len(heard.recordings) else "whose recordings are not known"
+        said += f"; started from a model for {start['task']}, {which}"
+    tested = np.concatenate([fold.test for fold in protocol.folds])
+    if np.isin(corpus.recordings[tested], heard.sounds).any():
+        said += "; pre-training has heard the test part's audio, without labels"
+    protocol = replace(protocol, description=said)
     for fold in protocol.folds:
         speakers = len({corpus.speakers[row] for row in fold.test} - {None})
         if task.compares and config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
@@ -583,14 +562,6 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
                     "give several recordings of more speakers, or train on all with --set protocol=all"
                 )
     return protocol
-
-
-def _has_pretraining_heard(start: Mapping[str, Any], corpus: Corpus, protocol: Protocol) -> bool:
-    """Whether recordings that are tested were in the training part of the run `start` (`ctal.batching.hold_out`)."""
-    shared = [store.content_hash in start.get("store_hashes", ()) for store in corpus.stores]
-    is_shared = np.repeat(shared, [len(store) for store in corpus.stores])
-    tested = (row for fold in protocol.folds for row in fold.test.tolist())
-    return any(is_shared[row] and corpus.splits[row] in (None, "train") for row in tested)
 
 
 def _fold_folder(out: Path, number: int, fold: Fold) -> Path:
@@ -630,14 +601,18 @@ def _make_objective(
     # Through the constructor, which checks: `from_pretrained` would set fields behind its back.
     architecture = CtalConfig.from_dict({**CtalConfig.from_pretrained(start_from).to_dict(), **fields})
     _check_modality(architecture.fusion, config.inputs)
+    if config.modality_dropout and architecture.fusion in ("text", "audio"):
+        raise InputError(
+            f"fusion={architecture.fusion} with modality_dropout: is for fusions of both; drop one of the two"
+        )
     torch.manual_seed(config.seed)
-    model = (
-        task.model(architecture)
-        if config.weights == "random"
-        else task.model.from_pretrained(start_from, config=architecture, ignore_mismatched_sizes=True)
-    )
-    start = {"path": str(start_from), "sha256": sha256_of(start_from / "model.safetensors")}
-    heard = read_heard(start_from) if config.weights == "pretrained" else np.zeros(0, dtype=np.int64)
+    if config.weights == "random":
+        model = task.model(architecture)
+    else:
+        with loading(start_from):
+            model = task.model.from_pretrained(start_from, config=architecture, ignore_mismatched_sizes=True)
+    start = {"path": str(start_from), "sha256": sha256_of(start_from / WEIGHTS)}
+    heard = Heard.of(start_from) if config.weights == "pretrained" else Heard()
     objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol, start, heard)
     per_epoch = sum(1 for _ in objective.step_plan().steps(0))
     total = steps or config.epochs * per_epoch

@@ -14,7 +14,6 @@ Shapes: N samples, B windows of a batch, C classes, E dimensions of an embedding
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,24 +25,22 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, SAMPLING_RATES, FeatureType, load_audio, num_frames, resample
 from ctal.corpora import folder as recordings_folder
 from ctal.corpora import manifest as transcripts_manifest
 from ctal.errors import InputError, did_you_mean
+from ctal.model_folders import architecture_of, load_whole
 from ctal.modeling_ctal import (
     CtalForPreTraining,
     CtalForSequenceClassification,
     CtalForXVector,
-    CtalPreTrainedModel,
     CtalTaskOutput,
 )
 from ctal.precision import autocast, check_precision, for_precision
-from ctal.processing_ctal import CtalProcessor
+from ctal.processing_ctal import CtalProcessor, longest_window
 from ctal.text import normalize_transcript
 
 Task = Literal["emotion", "sentiment", "verification"]
@@ -166,7 +163,7 @@ class TaskModel:
     @property
     def max_frames(self) -> int:
         """Longest window in frames."""
-        return _longest_window(self.model, self.processor)
+        return longest_window(self.processor, self.model.config)
 
 
 _ARCHITECTURES = {kind.__name__: kind for kind in (CtalForSequenceClassification, CtalForXVector)}
@@ -186,7 +183,7 @@ class PretrainedModel:
     @property
     def max_frames(self) -> int:
         """Longest window in frames."""
-        return _longest_window(self.model, self.processor)
+        return longest_window(self.processor, self.model.config)
 
 
 def load_task_model(folder: str | Path) -> TaskModel:
@@ -196,7 +193,7 @@ def load_task_model(folder: str | Path) -> TaskModel:
     unknown architecture, or damaged.
     """
     folder = Path(folder)
-    architecture = _architecture(folder, "give the RUN/model of a `ctal finetune`")
+    architecture = architecture_of(folder, "give the RUN/model of a `ctal finetune`")
     if architecture in _PRETRAINED:
         raise InputError(f"{folder}: a pre-trained model without a task; fine-tune it first with `ctal finetune`")
     return _load_task_model(folder, architecture)
@@ -205,70 +202,26 @@ def load_task_model(folder: str | Path) -> TaskModel:
 def load_any_model(folder: str | Path) -> TaskModel | PretrainedModel:
     """The model in `folder`, pre-trained or fine-tuned; else as `load_task_model`."""
     folder = Path(folder)
-    architecture = _architecture(folder, "give the RUN/model of a `ctal pretrain` or `ctal finetune`")
+    architecture = architecture_of(folder, "give the RUN/model of a `ctal pretrain` or `ctal finetune`")
     if architecture == CtalForPreTraining.__name__:
-        return PretrainedModel(*_load(folder, CtalForPreTraining))
+        return PretrainedModel(*load_whole(folder, CtalForPreTraining))
     return _load_task_model(folder, architecture)
-
-
-def _architecture(folder: Path, mend: str) -> str | None:
-    """The class that the model in `folder` is of; raises `InputError` where there is no model of ours."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; {mend}")
-    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: not a model folder with its processor ({name} is missing); give RUN/model")
-    config = _read_json(folder / "config.json")
-    if config.get("model_type") != "ctal":
-        raise InputError(f"{folder}: a model of type '{config.get('model_type')}', not of ctal; give RUN/model")
-    return (config.get("architectures") or [None])[0]
 
 
 def _load_task_model(folder: Path, architecture: str | None) -> TaskModel:
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise InputError(f"{folder}: unknown architecture '{architecture}' in config.json; this version has {known}")
-    model, processor, run = _load(folder, _ARCHITECTURES[architecture])
+    model, processor, run = load_whole(folder, _ARCHITECTURES[architecture])
     settings = run.get("config", {})
     reads = "text" if model.config.fusion == "text" else settings.get("inputs", "both")
     return TaskModel(_task_of(model), model, processor, reads, run)
-
-
-def _load(folder: Path, kind: type[Any]) -> tuple[Any, CtalProcessor, dict[str, Any]]:
-    """A model of class `kind`, its processor and its `run.json`."""
-    disable_progress_bar()
-    try:
-        processor = CtalProcessor.from_pretrained(folder)
-        # Typed as if it gave the model alone.
-        model, info = kind.from_pretrained(folder, output_loading_info=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder}: cannot be loaded ({reason}); copy it again from where it was trained") from None
-    if info["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        raise InputError(f"{folder}: model.safetensors lacks {min(info['missing_keys'])}; copy it again")
-    run = _read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return model.eval(), processor, run
-
-
-def _longest_window(model: CtalPreTrainedModel, processor: CtalProcessor) -> int:
-    return min(processor.feature_extractor.max_frames, model.config.audio.max_frames)
 
 
 def _task_of(model: CtalForSequenceClassification | CtalForXVector) -> Task:
     if isinstance(model, CtalForXVector):
         return "verification"
     return "sentiment" if model.config.problem_type == "regression" else "emotion"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not JSON ({error}); copy the model folder again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; copy the model folder again")
-    return value
 
 
 def load_recognizer(name: str) -> Recognizer:
@@ -536,7 +489,7 @@ class Pipeline(Generic[ResultT]):
             notes.append(f"only {len(wave) / SAMPLING_RATE:.2f} s long: too short to rely on")
         text = recording.text
         if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"{name or recording.name}: its transcript is not UTF-8 text; save it as UTF-8")
+            raise InputError(f"{name or recording.name}: its transcript cannot be read as UTF-8; mend it")
         if text is not None and not normalize_transcript(text):
             text = None
             notes.append("the transcript has no word, which is the same as none")

@@ -82,11 +82,17 @@ class CorpusObjective(Generic[Model, Config]):
 
 def refuse_some_of(model: Path, run: Mapping[str, Any], corpus: Corpus) -> None:
     """Raises `InputError` where `corpus` has some of the stores that the run of `model` had, but is not its corpus."""
-    if set(run.get("store_hashes", ())) & {store.content_hash for store in corpus.stores}:
-        raise InputError(
-            f"{model}: was trained on some of these stores together with others; give all of them in the order of its "
-            "run, so that what it has not heard is known"
-        )
+    hashes = {store.content_hash for store in corpus.stores}
+    of_run = set(run.get("store_hashes", ()))
+    if not hashes & of_run:
+        return
+    if of_run < hashes:
+        others = ", ".join(str(store.path) for store in corpus.stores if store.content_hash not in of_run)
+        raise InputError(f"{model}: was trained on some of these stores; evaluate it on {others} apart from those")
+    raise InputError(
+        f"{model}: was trained on some of these stores together with others; give all of them in the order of its run, "
+        "so that what it has not heard is known"
+    )
 
 
 def frames_per_second(processor: CtalProcessor) -> float:

@@ -22,15 +22,17 @@ from ctal.configuration_ctal import CtalAudioConfig, CtalConfig
 from ctal.diagnostics import diagnose
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
-from ctal.files import folder_aside, write_json
+from ctal.files import folder_aside, sha256_of, write_json
+from ctal.heard import Heard
 from ctal.masking import IGNORED
+from ctal.model_folders import WEIGHTS, architecture_of, load_whole
 from ctal.modeling_ctal import CtalForPreTraining
 from ctal.objective import CorpusObjective, environment, open_corpus, refuse_some_of
-from ctal.processing_ctal import CtalProcessor
+from ctal.processing_ctal import CtalProcessor, longest_window
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
 from ctal.text import SPECIAL_TOKENS, encode_transcript, train_tokenizer
-from ctal.training import Batch, Forward, Metrics, Progress, Silence, process_state, train
+from ctal.training import Batch, Forward, Metrics, Progress, Silence, evaluation_device, process_state, train
 
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds: `step`, `held_out`, `comparisons` (see `ctal.diagnostics.Comparison`), provenance."""
@@ -73,25 +75,27 @@ def pretrain(
         model = new_model(size, processor, architecture or {})
     else:
         processor, model = load_model(start_from)
-    objective = PretrainingObjective(model, processor, corpus, config)
+    objective = PretrainingObjective(model, processor, corpus, config, start_from)
     progress = progress or Silence()
     for note in objective.notes():
         progress.note(note)
     train(objective, config, out, resume=resume, progress=progress)
-    if not (diagnosed and process_state().is_main_process):
-        return None
-    evaluation = evaluate_model(stores, out / "model")
-    write_json(out / "evaluation.json", evaluation)
+    evaluation = evaluate_model(stores, out / "model") if diagnosed else None
+    if evaluation is not None:
+        write_json(out / "evaluation.json", evaluation)
     return evaluation
 
 
-def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
+def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation | None:
     """Measures the model in `folder` on the held-out part of `stores`: `ctal.diagnostics`, as JSON.
 
     What is held out, and under which masks, is what the run that made the model held out. On other data it is what such
-    a run would hold out, and `held_out` says that training may have heard it. A model from elsewhere is measured with
-    the default settings. Raises `InputError` for only some of a run's stores: another part of them would be held out.
+    a run would hold out; how much of either has been trained on is said in `held_out`. A model from elsewhere is
+    measured with the default settings. Only the main process measures; others get None. Raises `InputError` for only
+    some of a run's stores: another part of them would be held out.
     """
+    if not process_state().is_main_process:
+        return None
     processor, model = load_model(folder)
     run = folder / "run.json"
     saved = json.loads(run.read_text()) if run.is_file() else {"config": {}, "step": 0}
@@ -99,8 +103,10 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
     is_own = saved.get("data_hash") == corpus.content_hash
     if not is_own:
         refuse_some_of(folder, saved, corpus)
-    objective = PretrainingObjective(model, processor, corpus, make_config(PretrainConfig, saved["config"]))
+    objective = PretrainingObjective(model, processor, corpus, make_config(PretrainConfig, saved["config"]), folder)
+    is_known = is_own or len(objective.heard.sounds)
     extractor = processor.feature_extractor
+    model.to(evaluation_device())  # pyright: ignore[reportArgumentType]
     comparisons = diagnose(
         model,
         objective.dataset,
@@ -110,7 +116,7 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
     )
     return {
         "step": saved["step"],
-        "held_out": objective.split.rule if is_own else f"{objective.split.rule}; training may have heard it",
+        "held_out": objective.split.rule if is_known else f"{objective.split.rule}; training may have heard it",
         "data_hash": objective.corpus.content_hash,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         **environment(),
@@ -119,22 +125,18 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation:
 
 def load_model(folder: Path) -> tuple[CtalProcessor, CtalForPreTraining]:
     """A pre-trained model with its processor; raises `InputError` where `folder` does not hold both."""
-    processor = load_processor(folder)
-    return processor, CtalForPreTraining.from_pretrained(folder)
-
-
-def load_processor(folder: Path) -> CtalProcessor:
-    """The processor in a model folder; raises `InputError` where `folder` does not hold it and a model."""
-    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: not a model folder with its processor ({name} is missing); give RUN/model")
-    disable_progress_bar()
-    return CtalProcessor.from_pretrained(folder)
+    architecture = architecture_of(folder)
+    if architecture != CtalForPreTraining.__name__:
+        raise InputError(
+            f"{folder}: a {architecture}, which has no heads of pre-training; give the RUN/model of a `ctal pretrain`"
+        )
+    model, processor, _ = load_whole(folder, CtalForPreTraining)
+    return processor, model
 
 
 def size_of(folder: Path) -> str:
     """The name in `ctal.configuration_ctal.SIZES` that the model in `folder` is nearest to."""
-    load_processor(folder)  # says what is wrong with a folder that is not a model's
+    architecture_of(folder)  # says what is wrong with a folder that is not a model's
     return CtalConfig.from_pretrained(folder).size
 
 
@@ -189,18 +191,27 @@ def new_extractor(architecture: Mapping[str, Any]) -> CtalFeatureExtractor:
 
 
 def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, Any]) -> CtalForPreTraining:
-    """A model with fresh weights that fits the processor."""
+    """A model with fresh weights that fits the processor, whose inputs from then on fit the model."""
     extractor = processor.feature_extractor
     fitted = {"vocab_size": len(processor.tokenizer), "feature_size": extractor.feature_size, "cmvn": extractor.cmvn}
-    return CtalForPreTraining(CtalConfig.of_size(size, **{**architecture, **fitted}))
+    config = CtalConfig.of_size(size, **{**architecture, **fitted})
+    extractor.max_frames = longest_window(processor, config)
+    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, config.text.max_tokens)
+    return CtalForPreTraining(config)
 
 
 class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
     """MLM + MCAM on the training part of a corpus, validated on the held-out part."""
 
     def __init__(
-        self, model: CtalForPreTraining, processor: CtalProcessor, corpus: Corpus, config: PretrainConfig
+        self,
+        model: CtalForPreTraining,
+        processor: CtalProcessor,
+        corpus: Corpus,
+        config: PretrainConfig,
+        start_from: Path | None = None,
     ) -> None:
+        """`start_from` is the folder that the weights come from, where they are not new."""
         self.split = hold_out(corpus, config.validation_share)
         if config.train_share < 1:
             order = sorted(self.split.train.tolist(), key=lambda row: digest("train_share", corpus.ids[row]))
@@ -210,10 +221,16 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         rows = {"train_rows": self.split.train, "validation_rows": self.split.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=self.max_frames)
         self.dataset = make_dataset(corpus, processor, config, max_frames=self.max_frames, seed=config.seed)
+        self.start = {"path": str(start_from), "sha256": sha256_of(start_from / WEIGHTS)} if start_from else None
+        self.heard = Heard.of(start_from) if start_from else Heard()
+        if known := int(np.isin(corpus.recordings[self.split.validation], self.heard.sounds).sum()):
+            rule = f"{self.split.rule}; {known} of their utterances were trained on before"
+            self.split = self.split._replace(rule=rule)
 
     def identity(self) -> dict[str, Any]:
         """See `ctal.training.Objective`, as for all methods that it has."""
         return {
+            **({"start_from": self.start["sha256"]} if self.start else {}),
             "data_hash": self.corpus.content_hash,
             "tokenizer": tokenizer_hash(self.processor.tokenizer),
             "features": self.processor.feature_extractor.analysis,
@@ -270,11 +287,13 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
 
     def save_model(self, folder: Path, step: int, metrics: Metrics) -> None:
         self.write_model(folder)
+        self.heard.and_sounds(self.corpus.recordings[self.split.train]).save(folder)
         provenance = {
             "task": "pretraining",
             "step": step,
             "metrics": metrics,
             "validation": self.split.rule,
+            "start_from": self.start,
             **self.provenance(),
         }
         (folder / "run.json").write_text(json.dumps(provenance, indent=1))

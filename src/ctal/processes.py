@@ -110,12 +110,19 @@ def _call(call: Callable[[], ResultT]) -> ResultT:
         os._exit(143)  # else the worker would begin the next call, which waits in its queue already
 
 
+def nth_device(number: int, devices: int, chosen: str | None) -> str:
+    """The GPU of worker `number`, where `devices` are visible: one of those that the user has `chosen`, if any."""
+    names = chosen.split(",") if chosen else [str(each) for each in range(devices)]
+    return names[number % devices].strip()
+
+
 def _start_worker(numbers: SimpleQueue[int], devices: int, threads: int) -> None:
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if devices:
         # Read when CUDA is first used, which has not happened yet in a spawned process.
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(numbers.get() % devices)
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = nth_device(numbers.get(), devices, chosen)
     import torch
 
     torch.set_num_threads(threads)

@@ -73,3 +73,8 @@ class CtalProcessor(ProcessorMixin):
 
 
 AutoProcessor.register(CtalConfig, CtalProcessor, exist_ok=True)
+
+
+def longest_window(processor: CtalProcessor, architecture: CtalConfig) -> int:
+    """Frames of a recording that a model takes at once; in training the recipe may cut to fewer."""
+    return min(processor.feature_extractor.max_frames, architecture.audio.max_frames)

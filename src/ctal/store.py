@@ -321,7 +321,7 @@ def _row(utterance: Utterance, decode: Callable[[Path], tuple[np.ndarray, int]])
     try:
         "".join(filter(None, (utterance.id, utterance.text, utterance.speaker, utterance.split, labels))).encode()
     except UnicodeEncodeError:
-        reason = "its name or text is not valid Unicode; rename the file, or save the text as UTF-8"
+        reason = "its name or text cannot be read as UTF-8; rename the file, or mend the text"
         raise InputError(f"{name}: {reason}") from None
     if _is_segment(utterance):
         whole, sampling_rate = decode(utterance.audio)

@@ -426,6 +426,12 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def evaluation_device() -> torch.device:
+    """On which this process judges models."""
+    device = process_state().device
+    return device if device and torch.cuda.is_available() else torch.device("cpu")
+
+
 def parameter_groups(
     model: torch.nn.Module, weight_decay: float, rate_scale: Callable[[str], float]
 ) -> list[dict[str, Any]]:

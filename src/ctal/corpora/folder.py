@@ -24,7 +24,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
     """Recordings below `root` in the order of their paths; an id is the path below `root` without its suffix.
 
     A `.txt` without a recording is yielded as the recording `NAME.*`, for the store to quarantine. Other files are
-    counted in a warning. What is not UTF-8 in a transcript is kept as surrogates, which the store quarantines. Raises
+    counted in a warning. A transcript that cannot be read as UTF-8 has surrogates, which the store quarantines. Raises
     `InputError` if `root` is missing or has no recording.
     """
     if not root.is_dir():
@@ -50,17 +50,14 @@ def prepare(root: Path) -> Iterator[Utterance]:
     alone = [stem.with_name(stem.name + ".*") for stem in transcripts.keys() - stems]
     for audio in sorted(recordings + alone):
         stem = audio.with_suffix("")
-        text = _read(transcripts[stem], "surrogateescape") if stem in transcripts else None
+        text = _read(transcripts[stem]) if stem in transcripts else None
         yield Utterance(stem.relative_to(root).as_posix(), audio, text=text)
 
 
 def transcript_beside(audio: Path) -> str | None:
-    """What the same-named `.txt` says, if there is one; `InputError` if it is not UTF-8."""
+    """What the same-named `.txt` says, if there is one; with surrogates where it cannot be read as UTF-8."""
     path = audio.with_suffix(".txt")
-    try:
-        return _read(path) if path.is_file() else None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save the transcript as UTF-8") from None
+    return _read(path) if path.is_file() or path.is_symlink() else None
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -80,8 +77,11 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its rights") from None
 
 
-def _read(path: Path, errors: str = "strict") -> str | None:
-    return path.read_text(encoding="utf-8-sig", errors=errors).strip() or None
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape").strip() or None
+    except OSError:  # a link to nothing, or no right to read it
+        return "\udcff"
 
 
 CORPUS = Corpus(
