@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Labelled
+from conftest import Labelled, TinyCorpus
 from ctal.ablate import Plan, load_plan, plan_names, run_plan
 from ctal.errors import InputError
 from ctal.processes import nth_device, training_pool
@@ -254,3 +254,9 @@ def test_a_store_that_is_not_there_is_one_line(plan_file: Path, tmp_path: Path):
 def test_trainings_take_turns_on_the_gpus_that_the_user_has_chosen() -> None:
     assert [nth_device(number, 2, "2,GPU-5a, 7") for number in range(3)] == ["2", "GPU-5a", "2"]
     assert [nth_device(number, 3, None) for number in range(4)] == ["0", "1", "2", "0"]
+
+
+def test_labels_are_looked_for_before_anything_is_trained(plan_file: Path, tiny: TinyCorpus, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no utterance of the store has a label 'emotion'"):
+        run(load_plan(str(plan_file)), tiny.store, tmp_path / "out")
+    assert not (tmp_path / "out" / "pretraining").exists()

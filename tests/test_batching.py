@@ -208,6 +208,9 @@ class Table:
     def __len__(self) -> int:
         return len(self.index.ids)
 
+    def audio_hashes(self) -> list[str]:
+        return [f"{number:016x}" for number in range(len(self))]
+
 
 def table(rows: Rows) -> Corpus:
     return Corpus([cast(Store, Table(rows))])

@@ -18,6 +18,7 @@ import soundfile
 from conftest import REPOSITORY, Cli, CtalProcess, Finished, TinyCorpus, pretrain_arguments, record
 from ctal.cli import app
 from ctal.configuration_ctal import settable_fields
+from ctal.files import sha256_of
 from ctal.recipes import MODEL_DEFAULTS, PRETRAINING, PretrainConfig
 from ctal.store import Store
 
@@ -130,7 +131,9 @@ def test_what_is_not_a_store_a_tokenizer_or_a_model_is_named(ctal: Cli, tiny: Ti
         fixed = ["--out", out]
         assert refusal(ctal("pretrain", path, "--tokenizer", tiny.tokenizer, *fixed)).startswith(f"{path}: ")
         assert refusal(ctal("pretrain", tiny.store, "--tokenizer", path, *fixed)).startswith(f"{path}: no tokenizer")
-        assert refusal(ctal("pretrain", tiny.store, "--from", path, *fixed)).startswith(f"{path}: not a model folder")
+        assert refusal(ctal("pretrain", tiny.store, "--from", path, *fixed)).startswith(
+            f"{path}: no such folder" if path.name == "nowhere" else f"{path}: not a model folder"
+        )
         assert refusal(ctal("evaluate", "pretraining", tiny.store, "--model", path)).startswith(f"{path}: not a model")
     for option in ("--trials", "--inputs", "--scores"):
         message = refusal(ctal("evaluate", "pretraining", tiny.store, "--model", tmp_path, option, "audio"))
@@ -227,9 +230,10 @@ def test_continuing_takes_the_recipe_of_the_model_s_size_and_its_own_tokenizer(
     model = tmp_path / "one" / "model"
     assert ctal("pretrain", tiny.store, "--from", model, "--out", tmp_path / "two", *options).code == 0
     saved = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("one", "two")]
+    assert saved[1].pop("start_from") == sha256_of(model / "model.safetensors")
     assert saved[0] == saved[1]
     other = ctal("pretrain", tiny.store, "--from", model, "--out", tmp_path / "three", "--tokenizer", tiny.tokenizer)
-    assert f"is that of --from {model}; leave it out" in refusal(other)
+    assert "a continued model keeps its own; leave it out with --from" in refusal(other)
 
 
 def test_settings_are_those_of_the_recipe_of_a_size_and_say_what_they_mean(ctal: Cli) -> None:
@@ -246,8 +250,8 @@ def test_settings_are_those_of_the_recipe_of_a_size_and_say_what_they_mean(ctal:
     assert fusion[1].startswith("head: How a task's head combines text and audio: `orthogonal`")
 
 
-def test_settings_lists_every_field(ctal: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_settings_lists_every_field_in_one_piece(ctal: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     listed = ctal("settings")
     assert listed.code == 0
     for name in [*PretrainConfig.model_fields, *settable_fields()]:

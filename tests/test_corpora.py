@@ -186,6 +186,7 @@ def test_an_unused_column_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ("m.csv", "audoi,text\na.wav,x\n", "no column 'audio' (did you mean 'audoi'?)"),
         ("m.jsonl", '{"audio_path": "a.wav"}', "no column 'audio' (did you mean 'audio_path'?)"),
         ("m.csv", "", "no column 'audio'"),
+        ("m.csv", "audio;text\na.wav;x\n", "fields seem to be separated by ';'; save it with commas"),
         ("m.csv", "audio,text\n", "has no recordings"),
         ("m.jsonl", "\n", "has no recordings"),
         ("m.csv", "audio,text\na.wav,x\nb.wav,well, no\n", "line 3: 3 fields"),

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from conftest import NANO, CtalProcess, Labelled, losses, record
 from ctal import CtalConfig, CtalForSequenceClassification, CtalForXVector
 from ctal.batching import EVALUATION, Corpus, Microbatch
-from ctal.corpora import get_corpus
+from ctal.corpora import Utterance, get_corpus
 from ctal.errors import InputError
 from ctal.finetune import FinetuneObjective, evaluate_task, finetune, judge_rows, load_model_for, make_dataset
 from ctal.heard import Heard
 from ctal.model_folders import load_processor
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
+from ctal.report.tasks import write_task_report
 from ctal.store import Store, prepare_store
 from ctal.tasks import TASKS, read_targets
 from ctal.training import Silence, parameter_groups
@@ -289,6 +290,7 @@ def test_everything_can_be_trained_on_and_then_nothing_is_measured(labelled: Lab
 
     assert "metrics" not in evaluation
     assert evaluation["step"] == evaluation["steps"]
+    write_task_report(tmp_path / "run", [labelled.split], tmp_path / "report.html", title="Everything")
     assert "another store" in refusal(
         lambda: evaluate_task("verification", [labelled.split], tmp_path / "run" / "model")
     )
@@ -618,6 +620,24 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     one = {"head": {"fusion": "text"}, "modality_dropout": 0.3}
     assert "is for fusions of both" in refusal(lambda: run(labelled, tmp_path / "run", **one))
     model = runs["emotion"] / "model"
+    capitals = tmp_path / "capitals"
+    prepare_store(
+        [
+            Utterance(str(number), record(tmp_path / f"{number}.wav", 0.3), labels={"emotion": label})
+            for number, label in enumerate(("happy", "sad", "Happy"))
+        ],
+        capitals,
+        corpus="capitals",
+        workers=1,
+    )
+    assert "'Happy' and 'happy' differ in capitals alone" in refusal(
+        lambda: finetune("emotion", [capitals], tmp_path / "run", config, start_from=pretrained)
+    )
+    occupied = record(tmp_path / "occupied.wav", 0.1)
+    assert f"{occupied}: cannot be written" in refusal(lambda: run(labelled, occupied))
+    nowhere = tmp_path / "nowhere" / "scores.jsonl"
+    assert "its folder does not exist" in refusal(lambda: evaluate_task("emotion", split, model, scores=nowhere))
+    assert "cannot be written" in refusal(lambda: evaluate_task("emotion", split, model, scores=tmp_path))
     assert "a model for emotion, not for sentiment" in refusal(lambda: evaluate_task("sentiment", split, model))
     assert "fine-tune it first" in refusal(lambda: evaluate_task("emotion", split, pretrained))
     assert "--inputs words" in refusal(lambda: evaluate_task("emotion", split, model, inputs="words"))

@@ -150,10 +150,10 @@ def values(result: EmotionResult) -> list[float]:
 def test_a_batch_gives_what_one_by_one_gives_in_whatever_order(emotion: Pipeline[EmotionResult], sound: Path) -> None:
     paths = sorted(sound.glob("*.wav"))
     texts = [None, "hello", "hello again", None, "world"]
-    together = emotion(paths, texts)
-    backwards = emotion(paths[::-1], texts[::-1])[::-1]
+    together = emotion(paths, text=texts)
+    backwards = emotion(paths[::-1], text=texts[::-1])[::-1]
     for path, text, one, other in zip(paths, texts, together, backwards, strict=True):
-        alone = emotion(path, text)
+        alone = emotion(path, text=text)
         assert one.audio == other.audio == alone.audio == str(path)
         assert one.inputs == alone.inputs == ("audio and text" if text else "audio alone")
         np.testing.assert_allclose(values(one), values(alone), atol=1e-5)
@@ -186,7 +186,7 @@ def test_a_path_its_samples_and_a_tensor_of_them_give_the_same(emotion: Pipeline
 def test_probabilities_are_the_mean_over_windows_weighted_by_duration(
     emotion: Pipeline[EmotionResult], sound: Path
 ) -> None:
-    result = emotion(sound / "2.wav", "hello again world again")
+    result = emotion(sound / "2.wav", text="hello again world again")
     assert len(result.windows) >= 3
     assert result.windows[0].start == 0
     assert result.windows[-1].end == result.duration == 12.0
@@ -219,19 +219,19 @@ def test_an_empty_transcript_is_the_same_as_none_and_the_result_says_so(
     assert none.inputs == "audio alone"
     assert any("modality dropout" in note for note in none.notes)
     for text in ("", "  ", "?!"):
-        empty = emotion(sound / "0.wav", text)
+        empty = emotion(sound / "0.wav", text=text)
         assert (empty.inputs, empty.text) == ("audio alone", None)
         assert any("no word" in note for note in empty.notes)
         assert values(empty) == values(none)
-    assert values(emotion(sound / "0.wav", "hello")) != values(none)
+    assert values(emotion(sound / "0.wav", text="hello")) != values(none)
 
 
 def test_a_transcript_longer_than_the_model_reads_is_cut_and_the_result_says_so(
     emotion: Pipeline[EmotionResult], sound: Path
 ) -> None:
-    result = emotion(sound / "0.wav", "qx " * 600)
+    result = emotion(sound / "0.wav", text="qx " * 600)
     assert any("rest is not read" in note for note in result.notes)
-    assert not any("rest is not read" in note for note in emotion(sound / "0.wav", "qx " * 100).notes)
+    assert not any("rest is not read" in note for note in emotion(sound / "0.wav", text="qx " * 100).notes)
 
 
 def test_silence_and_very_short_recordings_get_a_finite_result_and_a_note(emotion: Pipeline[EmotionResult]) -> None:
@@ -282,19 +282,19 @@ def test_a_recogniser_hears_what_has_no_transcript_window_by_window(models: Path
     assert result.inputs == "audio and text"
     assert result.text == " ".join(["hello"] * (len(heard) - 1))
     count = len(heard)
-    assert hearing(sound / "2.wav", "given").text == "given"
+    assert hearing(sound / "2.wav", text="given").text == "given"
     assert len(heard) == count
 
 
 def test_a_model_hears_or_reads_only_what_it_was_trained_on(models: Path, sound: Path) -> None:
     words = pipeline("emotion", models / "words")
-    assert words(sound / "2.wav", "hello").inputs == "text alone"
-    assert values(words(sound / "2.wav", "hello")) == values(words(sound / "0.wav", "hello"))
+    assert words(sound / "2.wav", text="hello").inputs == "text alone"
+    assert values(words(sound / "2.wav", text="hello")) == values(words(sound / "0.wav", text="hello"))
     with pytest.raises(InputError, match=r"0\.wav: the model reads text alone"):
         words(sound / "0.wav")
     loaded = load_task_model(models / "emotion")
     deaf = TaskModel(loaded.task, loaded.model, loaded.processor, "audio", {})
-    with_text = pipeline("emotion", deaf)(sound / "0.wav", "hello")
+    with_text = pipeline("emotion", deaf)(sound / "0.wav", text="hello")
     assert with_text.inputs == "audio alone"
     assert any("not read" in note for note in with_text.notes)
 
@@ -345,9 +345,9 @@ def test_samples_that_cannot_be_used_are_named(
 
 def test_texts_must_match_recordings(emotion: Pipeline[EmotionResult], sound: Path) -> None:
     with pytest.raises(InputError, match="2 texts for 1 recordings"):
-        emotion([sound / "0.wav"], ["a", "b"])
+        emotion([sound / "0.wav"], text=["a", "b"])
     with pytest.raises(InputError, match="one recording"):
-        emotion(sound / "0.wav", ["a"])  # pyright: ignore[reportArgumentType, reportCallIssue]
+        emotion(sound / "0.wav", text=["a"])  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_tasks_precisions_and_recognisers_that_do_not_fit_are_named(models: Path, tmp_path: Path) -> None:
@@ -413,7 +413,9 @@ def test_predict_takes_files_and_folders_with_the_transcripts_beside_them(
     rows = lines_of(finished)
     assert [Path(row["audio"]).name for row in rows] == ["3.wav", "0.wav", "1.wav", "2.wav", "3.wav", "4.wav"]
     assert [row["text"] for row in rows[1:3]] == ["hello world", None]
-    assert rows[1]["probabilities"] == pytest.approx(emotion(sound / "0.wav", "hello world").probabilities, abs=1e-5)
+    assert rows[1]["probabilities"] == pytest.approx(
+        emotion(sound / "0.wav", text="hello world").probabilities, abs=1e-5
+    )
     assert lines_of(ctal("predict", sound / "0.wav", "--model", models / "emotion", "--json"))[0]["text"]
 
     table = ctal("predict", sound, "--model", models / "emotion")
@@ -560,7 +562,7 @@ def test_predicting_loads_nothing_of_training_and_measuring() -> None:
 def test_real_recordings_are_cut_at_pauses_and_judged(emotion: Pipeline[EmotionResult]) -> None:
     path = min((REAL / "LibriSpeech" / "test-other").rglob("*.flac"))
     wave, rate = soundfile.read(path, dtype="float32")
-    result = emotion(path, "hello world " * 20)
+    result = emotion(path, text="hello world " * 20)
     assert result.duration == pytest.approx(len(wave) / rate)
     overall = np.sqrt(np.mean(wave**2))
     for window in result.windows[:-1]:

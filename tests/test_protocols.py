@@ -20,6 +20,7 @@ def corpus(*, speakers: int = SPEAKERS, named: bool = True, splits: Any = None, 
     owner = [f"s{number % speakers:02d}" for number in range(3 * speakers)]
     return SimpleNamespace(
         ids=[f"u{number:03d}" for number in range(len(owner))],
+        recordings=np.arange(len(owner)),
         speakers=owner if named else [None] * len(owner),
         splits=[splits(name) if splits else None for name in owner],
         labels=[{"session": f"Ses{int(name[1:]) % 5}"} if sessions else {} for name in owner],
@@ -29,6 +30,23 @@ def corpus(*, speakers: int = SPEAKERS, named: bool = True, splits: Any = None, 
 def protocol(name: str, **how: Any) -> tuple[Protocol, Any]:
     source = corpus(**how)
     return make_protocol(name, source, np.arange(len(source.ids)), 0.1), source
+
+
+def test_copies_of_a_recording_without_speakers_stay_together() -> None:
+    twice = corpus(named=False)
+    twice.recordings = np.arange(len(twice.ids)) // 3
+    for fold in make_protocol("5-fold", twice, np.arange(len(twice.ids)), 0.1).folds:
+        parts = [set(twice.recordings[part]) for part in (fold.train, fold.validation, fold.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 15
+
+
+def test_pairs_of_one_speaker_and_of_two_can_choose_the_epoch() -> None:
+    few = corpus(speakers=10)
+    usual, in_pairs = (
+        make_protocol("5-fold", few, np.arange(len(few.ids)), 0.1, in_pairs=each).folds for each in (False, True)
+    )
+    assert {len({few.speakers[row] for row in fold.validation}) for fold in usual} == {1}
+    assert {len({few.speakers[row] for row in fold.validation}) for fold in in_pairs} == {2}
 
 
 def split_of(name: str) -> str:

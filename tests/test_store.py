@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,13 @@ def test_a_taken_id_goes_into_quarantine_naming_its_owner(tmp_path: Path):
     assert summary.quarantined[0].audio == str(second.audio)
 
 
+def test_a_name_that_no_file_can_have_is_quarantined(tmp_path: Path):
+    (good,) = corpus_of(tmp_path / "audio", 1)
+    summary = prepare([good, Utterance("nul", tmp_path / "a\0b.wav")], tmp_path / "store")
+    assert summary.utterances == 1
+    assert "cannot be read (embedded null byte)" in summary.quarantined[0].reason
+
+
 def test_a_name_in_an_unknown_encoding_is_quarantined_printably(tmp_path: Path):
     good = corpus_of(tmp_path / "audio", 1)
     name = os.fsdecode(b"gr\xfc\xdfe")
@@ -428,6 +436,13 @@ def test_a_store_of_other_recordings_is_not_replaced_and_those_that_are_gone_are
     assert prepare([one, two], tmp_path / "store").removed == 0
     before = contents(tmp_path / "store")
     assert "holds 2 other utterances; name a new folder" in refusal(lambda: prepare([three], tmp_path / "store"))
+    interrupted = json.loads((tmp_path / "store" / "store.json").read_text()) | {"complete": False}
+    shutil.copytree(tmp_path / "store", tmp_path / "part")
+    (tmp_path / "part" / "store.json").write_text(json.dumps(interrupted))
+    (tmp_path / "part" / "index.arrow").unlink()
+    assert "holds 2 other utterances; name a new folder" in refusal(lambda: prepare([three], tmp_path / "part"))
+    with pytest.raises(InputError, match="holds the corpus 'test'"):
+        prepare_store([one, two], tmp_path / "part", corpus="other")
     assert contents(tmp_path / "store") == before
     assert prepare([two, three], tmp_path / "store").removed == 1
 

@@ -450,6 +450,10 @@ def test_a_run_s_folder_is_not_overwritten_nor_resumed_where_there_is_none(tiny:
     assert refusal(lambda: run(tiny, out, resume=True)) == f"{out}: no run to resume; leave --resume out to start one"
     run(tiny, out, steps=2)
     assert "holds a run already; add --resume" in refusal(lambda: run(tiny, out, steps=2))
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    assert "holds a model that is of no run" in refusal(lambda: run(tiny, tmp_path / "mine"))
+    (tmp_path / "file").write_text("mine")
+    assert f"{tmp_path / 'file'}: cannot be written" in refusal(lambda: run(tiny, tmp_path / "file"))
 
 
 def test_a_resumed_run_must_have_the_same_settings_but_for_harmless_ones(tiny: TinyCorpus, tmp_path: Path) -> None:

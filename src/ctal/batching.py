@@ -245,13 +245,29 @@ class Split(NamedTuple):
     """How they were told apart, in words."""
 
 
+def voices_of(corpus: Corpus, rows: np.ndarray) -> tuple[list[str], bool]:
+    """Whose voice each utterance is, and whether that is by speakers: where two at least are named.
+
+    An utterance without a speaker counts as one; so do all that are the same recording.
+    """
+    names = [corpus.speakers[row] for row in rows]
+    by_speaker = len({name for name in names if name}) > 1
+    first: dict[int, str] = {}
+    known = zip(rows, names, corpus.recordings[rows].tolist(), strict=True)
+    voices = [
+        name if by_speaker and name else f"utterance {first.setdefault(recording, corpus.ids[row])}"
+        for row, name, recording in known
+    ]
+    return voices, by_speaker
+
+
 def hold_out(corpus: Corpus, share: float) -> Split:
     """Rows for training and for validation, which never share a speaker.
 
     The corpus's own split where it has a validation part (its test part is left alone). Else whole speakers are held
     out, in an order given by a hash of their names, until `share` of the frames is reached; among those who have
     transcripts if anyone has, so that untranscribed recordings can join without changing what is held out; at most
-    about an hour. Where fewer than two speakers are named, an utterance counts as a speaker. Raises
+    about an hour. Where fewer than two speakers are named, an utterance counts as a speaker (`voices_of`). Raises
     `InputError` for fewer than two utterances.
     """
     splits = np.array([name or "train" for name in corpus.splits])
@@ -262,14 +278,8 @@ def hold_out(corpus: Corpus, share: float) -> Split:
             np.flatnonzero(splits == "train"), np.flatnonzero(splits == "validation"), "the corpus's own split"
         )
     usable = np.flatnonzero(splits == "train")
-    names = [corpus.speakers[row] for row in usable]
-    by_speaker = len({name for name in names if name}) > 1
-    owners = np.array(
-        [
-            name if by_speaker and name else f"utterance {corpus.ids[row]}"
-            for name, row in zip(names, usable, strict=True)
-        ]
-    )
+    voices, by_speaker = voices_of(corpus, usable)
+    owners = np.array(voices)
     if len(set(owners.tolist())) < 2:
         raise InputError(
             "one utterance is too few: one is needed for training and one, of another speaker, to validate"

@@ -116,7 +116,7 @@ def features(
     from ctal.stored_features import write_features
 
     if model and cmvn:
-        raise InputError(f"--cmvn {cmvn}: is that of --model {model}; leave it out")
+        raise InputError(f"--cmvn {cmvn}: a model has its own; leave it out with --model")
     extractor = load_processor(model).feature_extractor if model else new_extractor({"cmvn": cmvn} if cmvn else {})
     with bar("analysing") as progress:
         summary = write_features(
@@ -175,7 +175,7 @@ def pretrain(
     if start_from:
         for option, value in {"--size": size, "--tokenizer": tokenizer}.items():
             if value is not None:
-                raise InputError(f"{option} {value}: is that of --from {start_from}; leave it out")
+                raise InputError(f"{option} {value}: a continued model keeps its own; leave it out with --from")
         if architecture:
             raise InputError(f"--set {next(iter(architecture))}: the architecture is that of --from {start_from}")
         size = size_of(start_from)
@@ -585,9 +585,9 @@ def reproduce(
     scale = Scale.of(recipe, size, steps=steps, epochs=epochs, seeds=seeds, vocab_size=vocab_size)
     roots = {"librispeech": librispeech, "iemocap": iemocap, "mosei": mosei}
     if is_dry:
-        from rich.console import Console
+        from ctal.console import print_table
 
-        Console().print(dry_run(scale, roots))
+        print_table(dry_run(scale, roots))
         return
     from ctal.report import write_ablation_report
 
@@ -698,11 +698,11 @@ def settings(
 
     Example: `ctal settings finetune --size mini`
     """
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from ctal.configuration_ctal import HEAD_FIELDS, CtalConfig, meanings, owners_of, settable_fields
+    from ctal.console import print_table
     from ctal.recipes import (
         FINETUNING,
         HEAD_DEFAULTS,
@@ -717,7 +717,7 @@ def settings(
         raise InputError(f"settings of '{verb}'{did_you_mean(verb, ('pretrain', 'finetune'))}: pretrain or finetune")
     size = _checked_size(size)
     kind, recipe = (PretrainConfig, PRETRAINING) if verb == "pretrain" else (FinetuneConfig, FINETUNING)
-    table = Table("field", f"with --size {size}", "meaning")
+    table = Table(Column("field", no_wrap=True), f"with --size {size}", "meaning")
 
     def row(name: str, values: Iterable[Any], meaning: str) -> None:
         # Text: brackets are not markup.
@@ -733,7 +733,7 @@ def settings(
         owners = owners_of(name)
         whose = "head" if verb == "finetune" else ", ".join(owners).replace("both", "model")
         row(name, [getattr(parts[owner], name) for owner in owners], f"{whose}: {said.get(name, '')}")
-    Console().print(table)
+    print_table(table)
 
 
 @contextmanager
@@ -796,10 +796,10 @@ def _show_summary(summary: StoreSummary) -> None:
 
 def _show_predictions(results: Sequence[Result]) -> None:
     """A table; notes below it, on stderr."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from ctal.console import print_table
     from ctal.inference import EmotionResult, SentimentResult
 
     table = Table("recording", "seconds", "windows", "inputs", "prediction")
@@ -814,7 +814,7 @@ def _show_predictions(results: Sequence[Result]) -> None:
         # Text: brackets in a path are not markup.
         row = Text(_printable(str(result.audio)), overflow="fold"), f"{result.duration:.1f}", str(len(result.windows))
         table.add_row(*row, result.inputs, prediction)
-    Console().print(table)
+    print_table(table)
     _show_notes(results)
 
 
@@ -835,8 +835,9 @@ def _show_notes(results: Sequence[Result]) -> None:
 
 
 def _show_metrics(evaluation: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from ctal.console import print_table
 
     protocol = evaluation.get("protocol", {}).get("description") or evaluation.get("measured_on", "")
     if "metrics" not in evaluation:
@@ -854,7 +855,7 @@ def _show_metrics(evaluation: Mapping[str, Any]) -> None:
             table.add_row(f"{name}, {withheld} alone", f"{value:.4f}")
     for name, value in evaluation.get("at_threshold", {}).items():
         table.add_row("threshold" if name == "threshold" else f"{name} at the threshold", f"{value:.4f}")
-    Console().print(table)
+    print_table(table)
 
 
 def _with_interval(value: float, interval: Mapping[str, float] | None) -> str:
@@ -863,8 +864,9 @@ def _with_interval(value: float, interval: Mapping[str, float] | None) -> str:
 
 def _show_baselines(evaluation: Mapping[str, Any]) -> None:
     """Means over folds; notes on stderr."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ctal.console import print_table
 
     protocol, rows = evaluation["protocol"], evaluation["baselines"]
     first = next(iter(rows.values()))
@@ -880,14 +882,15 @@ def _show_baselines(evaluation: Mapping[str, Any]) -> None:
     table.add_section()
     for view, best in evaluation.get("ceilings", {}).items():
         table.add_row(f"best possible, {view}", *(f"{best[each]:.4f}" if each in best else "" for each in names))
-    Console().print(table)
+    print_table(table)
     for note in evaluation["notes"]:
         print(note, file=sys.stderr)
 
 
 def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from ctal.console import print_table
 
     if not evaluation["comparisons"]:
         print("nothing to compare: fewer than two utterances are held out")
@@ -903,4 +906,4 @@ def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
             f"{gain['mean']:+.4f} ({gain['low']:+.4f} … {gain['high']:+.4f})",
             str(row["utterances"]),
         )
-    Console().print(table)
+    print_table(table)

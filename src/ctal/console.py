@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 20
 
@@ -28,6 +29,14 @@ def bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def print_table(table: Table) -> None:
+    """On a terminal as wide as that is; elsewhere, where someone may search in it, with nothing cut or broken."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    (console if console.is_terminal else Console(width=10_000)).print(table)
 
 
 class TrainingProgress:
@@ -62,7 +71,8 @@ class TrainingProgress:
             self.note(f"step {done}/{self.total}: {now}")
 
     def validated(self, step: int, metrics: Metrics) -> None:
-        self.note(f"held out after step {step}: {_joined(metrics)}")
+        if metrics:
+            self.note(f"held out after step {step}: {_joined(metrics)}")
 
     def note(self, message: str) -> None:
         self.console.print(message, highlight=False, soft_wrap=True, markup=False)

@@ -14,6 +14,7 @@ run. Leaves in a run:
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,7 +111,7 @@ def finetune(
     progress.note(f"{task.name}: {len(targets.rows)} labelled utterances; {protocol.description}")
     one = len(protocol.folds) == 1
     runs = [out if one else _fold_folder(out, *numbered) for numbered in enumerate(protocol.folds, start=1)]
-    if not one and out.exists() and any(out.iterdir()) and not resume:
+    if not one and out.is_dir() and any(out.iterdir()) and not resume:
         raise InputError(f"{out}: holds a run already; add --resume to go on, or choose another --out")
     for fold, run in zip(protocol.folds, runs, strict=True):
         objective = _make_objective(task, corpus, fold, targets, config, start_from, head or {}, steps, protocol)
@@ -123,7 +124,7 @@ def finetune(
             for note in objective.notes():
                 progress.note(note)
         if not one:
-            progress.note(f"fold {fold.name}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
+            progress.note(f"{_called(fold)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
         train(objective, objective.config, run, resume=going_on, progress=progress)
         evaluation = _judge(task, corpus, fold, protocol, run)
@@ -194,6 +195,8 @@ def evaluate_task(
     _check_modality(model.config.fusion, inputs or config.inputs)
     if scores is not None and not scores.absolute().parent.is_dir():
         raise InputError(f"--scores {scores}: its folder does not exist; make it first")
+    if scores is not None and (scores.is_dir() or not os.access(scores.absolute().parent, os.W_OK)):
+        raise InputError(f"--scores {scores}: cannot be written; name a file in a folder that can")
     judged = judge_rows(
         task,
         model,
@@ -546,22 +549,26 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
         speakers = len({corpus.speakers[row] for row in fold.test} - {None})
         if task.compares and config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
             raise InputError(
-                f"protocol=ge2e: fold {fold.name} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
+                f"protocol=ge2e: {_called(fold)} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
                 "add speakers, or use protocol=auto"
             )
         for name, rows in (("validation", fold.validation), ("test", fold.test)):
             truth = truth_of(task, corpus, targets, rows)
             if len(rows) and task.problem_type == "regression" and not truth.targets.any():
                 raise InputError(
-                    f"fold {fold.name}: every label of its {name} part is 0, which leaves two classes undefined; "
+                    f"{_called(fold)}: every label of its {name} part is 0, which leaves two classes undefined; "
                     "use --set protocol=5-fold, or give more utterances"
                 )
             if len(rows) and truth.trials and (truth.trials.is_target.all() or not truth.trials.is_target.any()):
                 raise InputError(
-                    f"fold {fold.name}: its {name} part has no pairs of the same or none of different speakers; "
-                    "give several recordings of more speakers, or train on all with --set protocol=all"
+                    f"{_called(fold)}: its {name} part lacks pairs of one speaker or pairs of two; give several "
+                    "recordings of more speakers, or train on all with --set protocol=all"
                 )
     return protocol
+
+
+def _called(fold: Fold) -> str:
+    return fold.name if fold.name.startswith("fold ") else f"fold {fold.name}"
 
 
 def _fold_folder(out: Path, number: int, fold: Fold) -> Path:

@@ -391,14 +391,15 @@ class Pipeline(Generic[ResultT]):
         self._extractor = model.processor.feature_extractor
 
     @overload
-    def __call__(self, audio: Audio, text: str | None = None, sampling_rate: int | None = None) -> ResultT: ...
+    def __call__(self, audio: Audio, *, text: str | None = None, sampling_rate: int | None = None) -> ResultT: ...
     @overload
     def __call__(
-        self, audio: Sequence[Audio], text: Sequence[str | None] | None = None, sampling_rate: int | None = None
+        self, audio: Sequence[Audio], *, text: Sequence[str | None] | None = None, sampling_rate: int | None = None
     ) -> list[ResultT]: ...
     def __call__(
         self,
         audio: Audio | Sequence[Audio],
+        *,
         text: str | Sequence[str | None] | None = None,
         sampling_rate: int | None = None,
     ) -> ResultT | list[ResultT]:
@@ -645,7 +646,8 @@ def pipeline(
     loaded = model if isinstance(model, TaskModel) else load_task_model(model)
     if loaded.task != task:
         where = "the model" if isinstance(model, TaskModel) else str(model)
-        raise InputError(f"{where}: a model of {loaded.task}, not of {task}; use pipeline('{loaded.task}', …)")
+        mend = f"use `ctal predict`, or pipeline('{loaded.task}')"
+        raise InputError(f"{where}: a model of {loaded.task}, not of {task}; {mend}")
     return Pipeline(loaded, asr=asr, device=device, precision=precision)
 
 

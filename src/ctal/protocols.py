@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctal.batching import Corpus, digest
+from ctal.batching import Corpus, digest, voices_of
 from ctal.errors import InputError, did_you_mean
 from ctal.trials import read_trial_list
 
@@ -100,7 +100,7 @@ def make_protocol(
         if name == "paper":
             train, validation = np.concatenate(others), test
         else:
-            train, validation = groups.inner_split(np.concatenate(others), validation_share)
+            train, validation = groups.inner_split(np.concatenate(others), validation_share, in_pairs)
         folds.append(Fold(label, rows[np.sort(train)], rows[np.sort(validation)], rows[np.sort(test)]))
     chosen = _ON_TEST if name == "paper" else f"the epoch is chosen on other {groups.unit} of the training part"
     said = f"{kind}, {len(folds)} folds; {chosen}"
@@ -119,12 +119,8 @@ class _Groups:
 
     def __init__(self, corpus: Corpus, rows: np.ndarray) -> None:
         names = [corpus.speakers[row] for row in rows]
-        self.by_speaker = len({name for name in names if name}) > 1
+        self.owners, self.by_speaker = voices_of(corpus, rows)
         self.unit = "speakers" if self.by_speaker else "utterances (no speakers are named, so voices may be shared)"
-        self.owners = [
-            name if self.by_speaker and name else f"utterance {corpus.ids[row]}"
-            for row, name in zip(rows, names, strict=True)
-        ]
         self.names = names
         self.sessions = [corpus.labels[row].get("session") for row in rows]
         self.have_sessions = None not in self.sessions
@@ -156,16 +152,22 @@ class _Groups:
         pairs = {(name, session) for name, session in zip(self.names, self.sessions, strict=True) if name}
         return sum(count > 1 for count in Counter(name for name, _ in pairs).values())
 
-    def inner_split(self, positions: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """(train, validation) positions: whole owners, by a hash of their names, until `share` is reached."""
+    def inner_split(self, positions: np.ndarray, share: float, in_pairs: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(train, validation) positions: whole owners, by a hash of their names, until `share` is reached.
+
+        With `in_pairs` until there are pairs of one owner and of two as well, where anyone has two recordings.
+        """
         owners = [self.owners[position] for position in positions]
+        count = Counter(owners)
+        in_pairs = in_pairs and max(count.values()) > 1
         order = sorted(set(owners), key=lambda name: (digest(name), name))
         if len(order) < 2:
             raise InputError("one speaker is left to train on and none to choose the epoch by; use protocol=all")
         held: set[str] = set()
         for name in order[:-1]:
             held.add(name)
-            if sum(owner in held for owner in owners) >= share * len(owners):
+            has_pairs = len(held) > 1 and max(count[owner] for owner in held) > 1
+            if sum(count[owner] for owner in held) >= share * len(owners) and (has_pairs or not in_pairs):
                 break
         is_held = np.array([owner in held for owner in owners])
         return positions[~is_held], positions[is_held]
@@ -193,7 +195,7 @@ def _published_split(
     elif in_pairs and not len(parts["validation"]) and len(parts["test"]) and max(in_train.values()) == 1:
         said += "; the last epoch is taken, for nobody in the training part has two recordings to choose it by"
     elif not len(parts["validation"]):
-        parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share)
+        parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share, in_pairs)
         said += f"; the epoch is chosen on other {groups.unit} of its training part"
     if not len(parts["test"]):
         parts["test"] = parts["validation"]

@@ -169,7 +169,7 @@ def prepare_store(
     else:
         with only_writer(store, folder):
             identity = {"format": FORMAT, "version": VERSION}
-            write_json(store / "store.json", {**identity, "complete": False}, _MEND)
+            write_json(store / "store.json", {**identity, "complete": False, "corpus": corpus}, _MEND)
             _discard_strays(folder, keep={shard.name for shard in shards})
             kept = total - sum(len(shard.utterances) for shard in missing)
             report(kept, total)
@@ -241,7 +241,7 @@ def _plan(utterances: Iterable[Utterance]) -> tuple[list[_Shard], list[Quarantin
         try:
             status = audio.stat()
             size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # the worker will say what is wrong with it
+        except (OSError, ValueError):  # the worker will say what is wrong with it
             size, changed = 0, 0
         is_segment = _is_segment(utterance)
         added = 0 if is_segment and group and group[-1].audio == audio else size
@@ -330,8 +330,9 @@ def _row(utterance: Utterance, decode: Callable[[Path], tuple[np.ndarray, int]])
     else:
         try:
             source = utterance.audio.read_bytes()
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror}); check the path and its rights") from None
+        except (OSError, ValueError) as error:  # the latter of a name that no file can have
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{name}: cannot be read ({reason}); check the path and its rights") from None
         wave, sampling_rate = decode_audio(source, name)
         audio = _compact(source)
     return {
@@ -431,8 +432,8 @@ def _write_index(store: Path, shards: list[_Shard]) -> dict[str, Any]:
 
 
 def _ids_in(store: Path, corpus: str) -> set[str]:
-    """The utterances of a finished store. Refuses to write into what is not ours or is another corpus: it may have
-    taken hours to make."""
+    """The utterances of a store, finished or not. Refuses to write into what is not ours or is another corpus: it may
+    have taken hours to make."""
     if store.exists() and not store.is_dir():
         raise InputError(f"{store}: is a file; name a new folder for the store")
     manifest = read_json(store / "store.json")
@@ -441,11 +442,15 @@ def _ids_in(store: Path, corpus: str) -> set[str]:
             raise InputError(f"{store}: is not empty and not a store; name a new folder for the store")
     elif manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise InputError(f"{store}: holds something else than a store of this version; name a new folder")
-    elif manifest["complete"] and manifest["corpus"] != corpus:
+    elif manifest.get("corpus", corpus) != corpus:
         raise InputError(f"{store}: holds the corpus '{manifest['corpus']}'; name a new folder, or delete it first")
-    elif manifest["complete"]:
-        with suppress(OSError, pa.ArrowException):  # a damaged one is made anew
-            return set(open_arrow(store / "index.arrow").column("id").to_pylist())
+    else:
+        files = [store / "index.arrow"] if manifest["complete"] else (store / "shards").glob("*.arrow")
+        found: set[str] = set()
+        for file in files:
+            with suppress(OSError, pa.ArrowException):  # a damaged one is made anew
+                found.update(open_arrow(file).column("id").to_pylist())
+        return found
     return set()
 
 

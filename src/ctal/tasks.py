@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -174,6 +175,9 @@ def read_targets(task: Task, corpus: Corpus, classes: Sequence[str] | None = Non
     known = tuple(sorted({str(labels[row]) for row in rows}) if classes is None else classes)
     number = {name: position for position, name in enumerate(known)}
     if not task.compares:
+        for one, other in pairwise(sorted(known, key=str.casefold)):
+            if one.casefold() == other.casefold():
+                raise InputError(f"{task.name} '{one}' and '{other}' differ in capitals alone: spell them alike")
         for row in rows:
             if labels[row] not in number:
                 raise InputError(

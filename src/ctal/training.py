@@ -29,7 +29,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from ctal.batching import Microbatch, PlannedStep, Position, load, seeded_generator
 from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, save_checkpoint
 from ctal.errors import InputError
-from ctal.files import folder_aside, write_json
+from ctal.files import disk_refuses, folder_aside, write_json
 from ctal.modeling_ctal import CtalPreTrainedModel
 from ctal.precision import forward_in
 from ctal.processes import Terminated
@@ -254,11 +254,16 @@ class _Loop:
                 self._load(found[-1])
         elif saved.exists():
             raise InputError(f"{self.out}: holds a run already; add --resume to go on, or choose another --out")
+        elif taken := [name for name in ("model", "evaluation.json", "report.html") if (self.out / name).exists()]:
+            raise InputError(f"{self.out}: holds a {taken[0]} that is of no run; choose another --out")
         # Before the run is there, which --resume could not mend.
         plan = self.objective.plan(self.state.position, self.rank, self.ranks)
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise disk_refuses(self.out, error, "choose another --out") from None
             write_json(saved, self._identity())
             self._forget_later_metrics()
         return plan

@@ -77,6 +77,10 @@ def _json_lines(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _check_columns(names: list[str], where: str) -> None:
     if "audio" not in names:
+        marks = [mark for mark in ";\t|" if len(names) == 1 and mark in names[0]]
+        if marks:
+            mend = "save it with commas, or as .tsv with tabs"
+            raise InputError(f"{where}: its fields seem to be separated by {marks[0]!r}; {mend}")
         found = ", ".join(names) or "none"
         raise InputError(
             f"{where}: no column 'audio'{did_you_mean('audio', names)}; rename the one that holds the paths of the "

@@ -137,9 +137,10 @@ def read_task_run(folder: Path, corpus: Corpus) -> TaskRun:
         if each.id not in known:
             raise InputError(f"{folder / 'predictions.jsonl'}: '{each.id}' is not in the stores; give those of the run")
     folds = _fold_folders(folder, evaluation)
-    trialled = [_trialled(name, path, predictions) for name, path in folds.items()] if task.compares else []
+    is_compared = task.compares and is_measured
+    trialled = [_trialled(name, path, predictions) for name, path in folds.items()] if is_compared else []
     curves = {name: _curve(path / "metrics.jsonl", task) for name, path in folds.items()}
-    return TaskRun(folder, task, evaluation, predictions, trialled if is_measured else [], curves)
+    return TaskRun(folder, task, evaluation, predictions, trialled, curves)
 
 
 def _check_form(evaluation: Mapping[str, Any], task: Task) -> None:
