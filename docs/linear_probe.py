@@ -2,8 +2,9 @@
 
     python docs/linear_probe.py STORE MODEL [--random]
 
-For each audio layer and two strengths of regularisation: mean recall (UAR) of a linear SVM over the mean and standard
-deviation of an utterance's states, leave-one-speaker-out. `--random` takes new weights of the same architecture.
+For each audio layer, all of them side by side, and several strengths of regularisation: mean recall (UAR) of a linear
+SVM over the mean and standard deviation of an utterance's states, leave-one-speaker-out. `--random` takes new weights
+of the same architecture.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ctal import CtalConfig, CtalModel, CtalProcessor
 from ctal.audio import load_audio
 from ctal.store import Store
 
-STRENGTHS = (0.001, 0.01)
+STRENGTHS = (0.001, 0.003, 0.01)
 
 
 @torch.inference_mode()
@@ -58,13 +59,15 @@ def main() -> None:
     found = np.stack([pooled_states(model, extractor.features(load_audio(each.audio, each.id))) for each in recordings])
     labels = np.array([each["emotion"] for each in store.labels()])
     warnings.simplefilter("ignore", ConvergenceWarning)
-    for layer in range(found.shape[1]):
+    views = {f"layer {number + 1}": found[:, number] for number in range(found.shape[1])}
+    views["all layers"] = found.reshape(len(found), -1)
+    for view, statistics in views.items():
         for strength in STRENGTHS:
             svm = make_pipeline(
                 StandardScaler(), LinearSVC(C=strength, class_weight="balanced", max_iter=3000, random_state=0)
             )
-            said = cross_val_predict(svm, found[:, layer], labels, groups=store.index.speakers, cv=LeaveOneGroupOut())
-            print(f"layer {layer + 1}, C={strength}: UAR {balanced_accuracy_score(labels, said):.3f}", flush=True)
+            said = cross_val_predict(svm, statistics, labels, groups=store.index.speakers, cv=LeaveOneGroupOut())
+            print(f"{view}, C={strength}: UAR {balanced_accuracy_score(labels, said):.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -127,14 +127,12 @@ def test_unknown_corpora_and_tasks_are_named_with_the_nearest(ctal: Cli, tiny: T
 
 def test_what_is_not_a_store_a_tokenizer_or_a_model_is_named(ctal: Cli, tiny: TinyCorpus, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    for path in (tmp_path, tmp_path / "nowhere"):
+    for path, said in ((tmp_path, "not a model folder"), (tmp_path / "nowhere", "no such folder")):
         fixed = ["--out", out]
         assert refusal(ctal("pretrain", path, "--tokenizer", tiny.tokenizer, *fixed)).startswith(f"{path}: ")
         assert refusal(ctal("pretrain", tiny.store, "--tokenizer", path, *fixed)).startswith(f"{path}: no tokenizer")
-        assert refusal(ctal("pretrain", tiny.store, "--from", path, *fixed)).startswith(
-            f"{path}: no such folder" if path.name == "nowhere" else f"{path}: not a model folder"
-        )
-        assert refusal(ctal("evaluate", "pretraining", tiny.store, "--model", path)).startswith(f"{path}: not a model")
+        assert refusal(ctal("pretrain", tiny.store, "--from", path, *fixed)).startswith(f"{path}: {said}")
+        assert refusal(ctal("evaluate", "pretraining", tiny.store, "--model", path)).startswith(f"{path}: {said}")
     for option in ("--trials", "--inputs", "--scores"):
         message = refusal(ctal("evaluate", "pretraining", tiny.store, "--model", tmp_path, option, "audio"))
         assert message.startswith(f"{option}: is for tasks")
