@@ -151,9 +151,9 @@ def state_bytes(weights: Weights, devices: int = 1) -> float:
 def activation_bytes(config: CtalConfig, utterances: Iterable[Positions], precision: Precision) -> float:
     """What the forward pass keeps for the backward pass on a GPU, without `gradient_checkpointing`.
 
-    Of a position and layer: query, key, value, inputs and results of attention, what goes into the feed-forward and into
-    its GELU, what goes into each LayerNorm (fp32) and a byte a dimension for each dropout. In bf16 autocast keeps a copy
-    of the weights besides. A CPU keeps a quarter more in fp32.
+    Of a position and layer: query, key, value, inputs and results of attention, what goes into the feed-forward and
+    into its GELU, what goes into each LayerNorm (fp32) and a byte a dimension for each dropout. In bf16 autocast keeps
+    a copy of the weights besides. A CPU keeps a quarter more in fp32.
     """
     number, width = FP32 if precision == "fp32" else FP32 // 2, config.hidden_size
     residual = FP32 + 1
