@@ -342,7 +342,7 @@ def main(quick: bool) -> Report:
         [("nano", six, _with_memory(ROWS, (AUTHORS, OURS)), 2)]
         if quick
         else [
-            ("base", six, _with_memory(ROWS, (AUTHORS, FAIREST, OURS, OURS_BF16)), 2),
+            ("base", six, _with_memory(ROWS, (AUTHORS, FAIREST, OURS, OURS_BF16)), 3),
             ("base", one, [AUTHORS, OURS, OURS_BF16], 2),
             ("mini", six, _with_memory([*ROWS, OURS_CAUSAL, *STACKED], (AUTHORS, OURS, OURS_BF16)), 3),
         ]

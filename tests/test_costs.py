@@ -112,7 +112,7 @@ def test_weights_gradients_and_moments_are_as_large_as_a_real_models(size: str):
 
 
 def test_activations_are_about_what_autograd_keeps():
-    config = CtalConfig.of_size("mini", vocab_size=300)
+    config = CtalConfig.of_size("tiny", vocab_size=300)
     model, batch = CtalForPreTraining(config), masked_batch((2.0, 8.0), config)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import ctal.gelu
 from ctal.gelu import linear_of_gelu
+
+
+@pytest.fixture(autouse=True)
+def _at_any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctal.gelu, "NARROW_ON_CPU", 0)
 
 
 def plain(states: Tensor, linear: nn.Linear) -> Tensor:
