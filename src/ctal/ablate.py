@@ -50,7 +50,7 @@ from ctal.recipes import (
     PretrainConfig,
     make_config,
 )
-from ctal.tasks import TASKS, get_task, read_targets
+from ctal.tasks import TASKS, read_targets
 from ctal.training import NonFiniteLoss, Progress
 
 ResultRow = dict[str, Any]
@@ -313,7 +313,7 @@ def run_plan(
         file = out / (f"results-{number}-of-{parts}.jsonl" if parts > 1 else "results.jsonl")
         corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
         for task, corpus in corpora.items():  # before anything is trained
-            read_targets(get_task(task), corpus)
+            read_targets(TASKS[task], corpus)
         hashes = {task: corpus.content_hash for task, corpus in corpora.items()}
         results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
         out.mkdir(parents=True, exist_ok=True)

@@ -253,10 +253,10 @@ def voices_of(corpus: Corpus, rows: np.ndarray) -> tuple[list[str], bool]:
     names = [corpus.speakers[row] for row in rows]
     by_speaker = len({name for name in names if name}) > 1
     first: dict[int, str] = {}
-    known = zip(rows, names, corpus.recordings[rows].tolist(), strict=True)
+    # Only for those without a speaker are the shards asked which recording it is.
     voices = [
-        name if by_speaker and name else f"utterance {first.setdefault(recording, corpus.ids[row])}"
-        for row, name, recording in known
+        name if by_speaker and name else f"utterance {first.setdefault(int(corpus.recordings[row]), corpus.ids[row])}"
+        for row, name in zip(rows, names, strict=True)
     ]
     return voices, by_speaker
 

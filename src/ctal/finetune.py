@@ -107,14 +107,15 @@ def finetune(
     task = get_task(task_name)
     corpus = open_corpus(stores)
     targets = read_targets(task, corpus)
-    protocol = _protocol(task, corpus, targets, config, start_from)
+    heard = Heard.of(start_from) if config.weights == "pretrained" else Heard()
+    protocol = _protocol(task, corpus, targets, config, start_from, heard)
     progress.note(f"{task.name}: {len(targets.rows)} labelled utterances; {protocol.description}")
     one = len(protocol.folds) == 1
     runs = [out if one else _fold_folder(out, *numbered) for numbered in enumerate(protocol.folds, start=1)]
     if not one and out.is_dir() and any(out.iterdir()) and not resume:
         raise InputError(f"{out}: holds a run already; add --resume to go on, or choose another --out")
     for fold, run in zip(protocol.folds, runs, strict=True):
-        objective = _make_objective(task, corpus, fold, targets, config, start_from, head or {}, steps, protocol)
+        objective = _make_objective(task, corpus, fold, targets, config, start_from, heard, head or {}, steps, protocol)
         if resume and (run / "evaluation.json").is_file():
             saved = json.loads((run / "config.json").read_text())
             check_same(saved, {**objective.config.model_dump(), **objective.identity()})
@@ -516,7 +517,9 @@ def _predictions(
             yield {**known, "prediction": targets.classes[int(output.argmax())], "probabilities": named}
 
 
-def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, start_from: Path) -> Protocol:
+def _protocol(
+    task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, start_from: Path, heard: Heard
+) -> Protocol:
     """The protocol of a run, checked before anything is trained.
 
     Raises `InputError` where a part has no pairs of both kinds, or nothing but neutral sentiment, or where the weights
@@ -525,7 +528,6 @@ def _protocol(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConf
     protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
     run = start_from / "run.json"
     start = json.loads(run.read_text()) if run.is_file() and config.weights == "pretrained" else {}
-    heard = Heard.of(start_from) if config.weights == "pretrained" else Heard()
     is_own = "fold" in start and start["data_hash"] == corpus.content_hash
     if is_own:
         has_learned_it = start["protocol_checksum"] != protocol.checksum or len(protocol.folds) > 1
@@ -589,6 +591,7 @@ def _make_objective(
     targets: Targets,
     config: FinetuneConfig,
     start_from: Path,
+    heard: Heard,
     head: Mapping[str, Any],
     steps: int | None,
     protocol: Protocol,
@@ -619,7 +622,6 @@ def _make_objective(
         with loading(start_from):
             model = task.model.from_pretrained(start_from, config=architecture, ignore_mismatched_sizes=True)
     start = {"path": str(start_from), "sha256": sha256_of(start_from / WEIGHTS)}
-    heard = Heard.of(start_from) if config.weights == "pretrained" else Heard()
     objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol, start, heard)
     per_epoch = sum(1 for _ in objective.step_plan().steps(0))
     total = steps or config.epochs * per_epoch

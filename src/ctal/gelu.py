@@ -24,9 +24,12 @@ def linear_of_gelu(states: Tensor, linear: nn.Module) -> Tensor:
     Anything but a plain `nn.Linear` (quantised, with adapters or hooks) is called as it is. Layers that are compiled
     are left to the compiler, which chooses by itself what to keep.
     """
-    if not _is_plain(linear) or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return linear(F.gelu(states))
-    if states.device.type == "cpu" and linear.out_features < NARROW_ON_CPU:
+    if (
+        not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not _is_plain(linear)
+        or (states.device.type == "cpu" and linear.out_features < NARROW_ON_CPU)
+    ):
         return linear(F.gelu(states))
     # Under autocast this is the cast that the linear layer would make itself.
     weight = linear.weight.to(states.dtype)

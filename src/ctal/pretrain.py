@@ -223,9 +223,10 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         self.dataset = make_dataset(corpus, processor, config, max_frames=self.max_frames, seed=config.seed)
         self.start = {"path": str(start_from), "sha256": sha256_of(start_from / WEIGHTS)} if start_from else None
         self.heard = Heard.of(start_from) if start_from else Heard()
-        if known := int(np.isin(corpus.recordings[self.split.validation], self.heard.sounds).sum()):
-            rule = f"{self.split.rule}; {known} of their utterances were trained on before"
-            self.split = self.split._replace(rule=rule)
+        if len(self.heard.sounds):
+            known = int(np.isin(corpus.recordings[self.split.validation], self.heard.sounds).sum())
+            said = f"; {known} of their utterances were trained on before" if known else ""
+            self.split = self.split._replace(rule=self.split.rule + said)
 
     def identity(self) -> dict[str, Any]:
         """See `ctal.training.Objective`, as for all methods that it has."""

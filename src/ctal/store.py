@@ -436,7 +436,7 @@ def _ids_in(store: Path, corpus: str) -> set[str]:
     have taken hours to make."""
     if store.exists() and not store.is_dir():
         raise InputError(f"{store}: is a file; name a new folder for the store")
-    manifest = read_json(store / "store.json")
+    manifest, found = read_json(store / "store.json"), set[str]()
     if not manifest:
         if store.is_dir() and not _is_just_begun(store):
             raise InputError(f"{store}: is not empty and not a store; name a new folder for the store")
@@ -446,12 +446,10 @@ def _ids_in(store: Path, corpus: str) -> set[str]:
         raise InputError(f"{store}: holds the corpus '{manifest['corpus']}'; name a new folder, or delete it first")
     else:
         files = [store / "index.arrow"] if manifest["complete"] else (store / "shards").glob("*.arrow")
-        found: set[str] = set()
         for file in files:
             with suppress(OSError, pa.ArrowException):  # a damaged one is made anew
                 found.update(open_arrow(file).column("id").to_pylist())
-        return found
-    return set()
+    return found
 
 
 def _is_just_begun(store: Path) -> bool:
