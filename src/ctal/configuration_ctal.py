@@ -138,6 +138,12 @@ class CtalConfig(_CheckedConfig):
     fusion: str = "orthogonal"
     """How a task's head combines text and audio: `orthogonal` (the paper's), `orthogonal_attended` (that without
     max-pooling), `concat`, `text`, `audio` or `gated`."""
+    use_weighted_layer_sum: bool = False
+    """A task's head sees a weighted sum of the states of all layers, with weights that it learns (SUPERB, Yang et al.,
+    2021), not those of the last layer alone."""
+    standardise_pools: bool = False
+    """Each dimension of the head's pools is brought to mean 0 and variance 1 over the training utterances, as the first
+    weights give them (docs/results.md)."""
     orthogonality_weight: float = 1.0
     """Of the orthogonality term in a task's loss; 0 leaves it out."""
     orthogonal_norm: str = "cosine"
@@ -279,7 +285,8 @@ def architecture_fields() -> dict[str, Any]:
 
 
 HEAD_FIELDS = (
-    *("fusion", "orthogonality_weight", "orthogonal_norm", "head_dropout_prob"),
+    *("fusion", "use_weighted_layer_sum", "standardise_pools"),
+    *("orthogonality_weight", "orthogonal_norm", "head_dropout_prob"),
     *("speaker_loss", "speaker_margin", "speaker_scale"),
 )
 """Fields of `CtalConfig` that concern the head of a task alone."""

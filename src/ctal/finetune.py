@@ -14,6 +14,7 @@ run. Leaves in a run:
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -71,6 +72,9 @@ Evaluation = dict[str, Any]
 
 GE2E_SEED = 0
 
+MEASURED_UTTERANCES = 1_000
+"""By which pools are standardised: that many tell a mean and a deviation to 3 %."""
+
 FEW_UPDATES = 300
 """Below this a new head has hardly begun to learn (docs/results.md, emotions of EmoDB)."""
 
@@ -127,6 +131,7 @@ def finetune(
         if not one:
             progress.note(f"{_called(fold)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
+        _measure_pools(objective)
         train(objective, objective.config, run, resume=going_on, progress=progress)
         evaluation = _judge(task, corpus, fold, protocol, run)
         if process_state().is_main_process:
@@ -629,6 +634,21 @@ def _make_objective(
     every = max(1, min(total, config.checkpoint_every, max(per_epoch, total // 10)))
     objective.config = config.model_copy(update={"steps": total, "checkpoint_every": every})
     return objective
+
+
+def _measure_pools(objective: FinetuneObjective) -> None:
+    """Standardises the pools of a new head by training utterances from the whole corpus, in each process the same."""
+    if not objective.model.config.standardise_pools:
+        return
+    rows, lengths = objective.train_rows, objective.lengths
+    rows = rows[:: math.ceil(len(rows) / MEASURED_UTTERANCES)]
+    device = evaluation_device()
+    wanted = iter(evaluation_microbatches(rows, lengths, objective.config.batch_frames))
+    with closing(load(objective.dataset, wanted, objective.config.workers)) as batches:
+        given = ({k: v.to(device) for k, v in batch.items() if k not in ("rows", "labels")} for batch in batches)
+        model = objective.model.eval()
+        model.to(device)  # pyright: ignore[reportArgumentType]
+        model.measure_pools(given)
 
 
 def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path) -> Evaluation:

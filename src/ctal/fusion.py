@@ -6,11 +6,14 @@ pools. A module of its own each, found by name in `FUSIONS`: one entry there add
 
 An utterance without a recording has no audio positions: its audio pools are 0, and it has no part in orthogonality.
 
+Before they are combined, pools can be standardised by constants (`PoolStandardisation`), which the paper does not.
+
 Shape suffixes: B utterances, N packed positions of all of them, D hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 OrthogonalNorm = Literal["cosine", "reference"]
+
+LEAST_VARIANCE = 1e-6
+"""Of a dimension of a pool, which lies between -1 and 1, over utterances that differ in it."""
 
 
 class Pools(NamedTuple):
@@ -63,6 +69,45 @@ def absolute_cosine(audio_BD: Tensor, text_BD: Tensor, norm: OrthogonalNorm) -> 
     if norm == "reference":
         return ((audio * text).sum(1) / audio.square().sum(1).clamp_min(1e-12)).abs()
     return F.cosine_similarity(audio, text, dim=1).abs()
+
+
+class PoolStandardisation(nn.Module):
+    """Brings each dimension of each pool to mean 0 and variance 1 over the utterances that were measured.
+
+    Pools differ far less from one utterance to the next than from 0, more so the mean of many frames, and a head that
+    sees few utterances learns slowly from small differences. Constants, where x-vectors (Snyder et al., 2018) have a
+    BatchNorm behind their pools: so what an utterance gives does not depend on the others of its batch, nor a step on
+    how it is spread over microbatches and processes.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean_4D = nn.Parameter(torch.zeros(4, width), requires_grad=False)
+        self.deviation_4D = nn.Parameter(torch.ones(4, width), requires_grad=False)
+
+    def forward(self, pools: Pools) -> Pools:
+        """Pools of audio stay 0 where there is none."""
+        standardised_B4D = (torch.stack(pools[:4], 1) - self.mean_4D) / self.deviation_4D
+        text_first, text_max, audio_attended, audio_max = standardised_B4D.unbind(1)
+        is_missing = ~pools.has_audio[:, None]
+        audio_attended, audio_max = (audio.masked_fill(is_missing, 0) for audio in (audio_attended, audio_max))
+        return Pools(text_first, text_max, audio_attended, audio_max, pools.has_audio)
+
+    @torch.no_grad()
+    def measure(self, parts: Sequence[Pools]) -> None:
+        """Takes mean and deviation from `parts` of the training utterances, those of audio from the ones that have it.
+
+        What does not vary, such as the text where there are no transcripts, keeps its deviation of 1: else the least
+        change of the weights would throw it far off.
+        """
+        measured = Pools(*(torch.cat(values).float() for values in zip(*parts, strict=True)))
+        has_audio = measured.has_audio.bool()
+        for place, pool in enumerate(measured[:4]):
+            values = pool[has_audio] if place >= 2 else pool
+            if len(values) > 1:
+                variance, mean = torch.var_mean(values, 0)
+                self.mean_4D[place] = mean
+                self.deviation_4D[place] = variance.sqrt().where(variance > LEAST_VARIANCE, 1.0)
 
 
 class Fusion(nn.Module):

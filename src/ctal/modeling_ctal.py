@@ -15,7 +15,7 @@ position of the audio encoder stands for k frames, and there are ceil(T/k) of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +36,7 @@ from ctal.attention import Lengths, attention_weights, packed_attention
 from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.dropout import Dropout
 from ctal.errors import InputError
-from ctal.fusion import FUSIONS, Fused, OrthogonalNorm, Pools, segment_attend, segment_max
+from ctal.fusion import FUSIONS, Fused, OrthogonalNorm, Pools, PoolStandardisation, segment_attend, segment_max
 from ctal.gelu import linear_of_gelu
 from ctal.masking import IGNORED
 
@@ -290,13 +290,15 @@ class TextEncoder(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, tokens: Packed) -> Packed:
-        """(N,) ids → (N, D) states."""
+    def forward(self, tokens: Packed, layers: list[Tensor] | None = None) -> Packed:
+        """(N,) ids → (N, D) states; appends those of every layer to `layers` where a list is given."""
         positions_N = tokens.index % tokens.shape[1] + self.first_position
         embedded = self.word_embeddings(tokens.values) + self.token_type_embedding
         states_ND = self.dropout(self.norm(embedded + self.position_embeddings(positions_N)))
         for layer in self.layers:
             states_ND = layer(states_ND, tokens.lengths)
+            if layers is not None:
+                layers.append(states_ND)
         return tokens.with_values(states_ND)
 
 
@@ -318,14 +320,20 @@ class AudioEncoder(nn.Module):
         text: Packed,
         selected: Selection | None = None,
         weights: list[list[Tensor]] | None = None,
+        layers: list[Tensor] | None = None,
     ) -> Tensor:
-        """(N, F·frame_stack) → (N, D) states, or with `selected` positions → (S, D)."""
+        """(N, F·frame_stack) → (N, D) states, or with `selected` positions → (S, D).
+
+        Appends what each layer attends to to `weights`, and its states to `layers`, where lists are given.
+        """
         embedded = self.dense(frames.values) + self.token_type_embedding
         positions_N = frames.index % frames.shape[1]
         states_ND = self.dropout(self.norm(embedded + self.position_embeddings(positions_N)))
         for layer in self.layers:
             last = layer is self.layers[-1]
             states_ND = layer(states_ND, frames.lengths, text, selected if last else None, weights)
+            if layers is not None:
+                layers.append(states_ND)
         return states_ND
 
 
@@ -374,6 +382,11 @@ class CtalPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, WeightedLayerSum):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, PoolStandardisation):
+            module.mean_4D.zero_()
+            module.deviation_4D.fill_(1.0)
         elif isinstance(module, TextEncoder | AudioEncoder):
             nn.init.normal_(module.token_type_embedding, std=std)
             if self.config.position_init == "sinusoidal":
@@ -627,6 +640,22 @@ class CtalForPreTraining(CtalPreTrainedModel):
         return total / (_at_least_one(len(wanted.index) if count is None else count) * size)
 
 
+class WeightedLayerSum(nn.Module):
+    """The states of all layers → their sum, weighted by the softmax of learned weights, which begin as equal ones."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers))
+
+    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+        """Any number of (N, D) → (N, D)."""
+        shares = self.weight.softmax(0).to(layers[0].dtype)
+        total = shares[0] * layers[0]
+        for share, states in zip(shares[1:], layers[1:], strict=True):
+            total = torch.addcmul(total, share, states)
+        return total
+
+
 class FusionHead(nn.Module):
     """States of both encoders → one vector an utterance (paper, section 3.5): linear and tanh, pools, fusion, linear
     and tanh."""
@@ -637,11 +666,20 @@ class FusionHead(nn.Module):
         self.text_dense = nn.Linear(width, width) if kind.uses_text else None
         self.audio_dense = nn.Linear(width, width) if kind.uses_audio else None
         self.audio_attention = nn.Linear(width, 1) if kind.uses_audio else None
+        self.text_layers = self.audio_layers = None
+        if config.use_weighted_layer_sum:
+            self.text_layers = WeightedLayerSum(config.text.num_hidden_layers) if kind.uses_text else None
+            self.audio_layers = WeightedLayerSum(config.audio.num_hidden_layers) if kind.uses_audio else None
+        self.standardisation = PoolStandardisation(width) if config.standardise_pools else None
         norm: OrthogonalNorm = "reference" if config.orthogonal_norm == "reference" else "cosine"
         self.fusion = kind(width, norm)
         self.dense = nn.Linear(2 * width, 2 * width)
 
-    def forward(self, text: Packed, audio: Packed | None) -> Fused:
+    def forward(self, pools: Pools) -> Fused:
+        fused = self.fusion(pools if self.standardisation is None else self.standardisation(pools))
+        return fused._replace(vector=self.dense(fused.vector).tanh())
+
+    def pools(self, text: Packed, audio: Packed | None) -> Pools:
         """`audio` is None where no utterance has a recording."""
         batch = len(text.lengths.sizes)
         zeros_BD = text.values.new_zeros(batch, text.values.shape[1])
@@ -663,8 +701,7 @@ class FusionHead(nn.Module):
                 audio_max=segment_max(states_ND, owner, batch),
                 has_audio=has_audio,
             )
-        fused = self.fusion(pools)
-        return fused._replace(vector=self.dense(fused.vector).tanh())
+        return pools
 
 
 class _CtalForTask(CtalPreTrainedModel):
@@ -700,13 +737,7 @@ class _CtalForTask(CtalPreTrainedModel):
             utterance_count: Utterances of the whole step, over all ranks and microbatches, by which sums of losses are
                 divided; None: those of this batch.
         """
-        text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
-        text = self.ctal.text_encoder(text)
-        uses_audio = self.head.fusion.uses_audio
-        if frames is None and not self.head.fusion.uses_text:
-            raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
-        audio = frames.with_values(self.ctal.audio_encoder(frames, text)) if frames is not None and uses_audio else None
-        fused = self.head(text, audio)
+        fused = self.head(self._pools(input_ids, attention_mask, input_features, feature_attention_mask))
         logits = self._logits(fused.vector, labels)
         output = CtalTaskOutput(logits=logits, embeddings=fused.vector)
         if labels is not None:
@@ -717,6 +748,37 @@ class _CtalForTask(CtalPreTrainedModel):
             output.task_loss, output.orthogonality_loss = task_loss, orthogonality_loss
             output.loss = task_loss + self.config.orthogonality_weight * orthogonality_loss
         return output
+
+    def measure_pools(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Standardises the pools by what these training utterances give; the model has `standardise_pools`.
+
+        Each batch has arguments of `CtalModel`'s `forward`. To be called once, before training; models without it, or
+        for which it was not called, take pools as they are.
+        """
+        if self.head.standardisation is not None:
+            with torch.no_grad():
+                self.head.standardisation.measure([self._pools(**batch) for batch in batches])
+
+    def _pools(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
+    ) -> Pools:
+        text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+        if frames is None and not self.head.fusion.uses_text:
+            raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
+        text_layers, audio_layers = self.head.text_layers, self.head.audio_layers
+        layers: list[Tensor] = []
+        last = self.ctal.text_encoder(text, layers if text_layers is not None else None)
+        text = last if text_layers is None else last.with_values(text_layers(layers))
+        if frames is None or not self.head.fusion.uses_audio:
+            return self.head.pools(text, None)
+        layers = []
+        states_ND = self.ctal.audio_encoder(frames, last, layers=layers if audio_layers is not None else None)
+        audio = frames.with_values(states_ND if audio_layers is None else audio_layers(layers))
+        return self.head.pools(text, audio)
 
     def _logits(self, fused_BE: Tensor, labels: Tensor | None) -> Tensor:
         return self.classifier(self.dropout(fused_BE))
