@@ -3,7 +3,8 @@
 Each fold of a protocol is a run of `ctal.training` of its own, with its own model; a protocol with one fold is that
 run. Leaves in a run:
 
-    RUN/model            the best epoch by the validation part (of several folds: the one whose validation was best)
+    RUN/model            the best epoch by the validation part (of several folds: the one whose validation was best,
+                         or the first where none was held out)
     RUN/model/heard.safetensors  what it was trained or chosen by (`ctal.heard`)
     RUN/evaluation.json  metrics of the test part, protocol with checksum, settings, versions, commit
     RUN/predictions.jsonl  what was predicted of each test utterance
@@ -696,7 +697,8 @@ def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) ->
     """All folds: metrics of each with mean and interval over folds, and of all test utterances together."""
     each = [json.loads((run / "evaluation.json").read_text()) for run in runs]
     names = list(each[0]["metrics"])
-    best = min(range(len(each)), key=lambda i: task.score(each[i]["validation_metrics"]))
+    chosen_by = [fold["validation_metrics"] for fold in each]
+    best = int(np.argmin([task.score(metrics) for metrics in chosen_by])) if all(chosen_by) else 0
     shutil.rmtree(out / "model", ignore_errors=True)
     shutil.copytree(runs[best] / "model", out / "model")
     lines = [

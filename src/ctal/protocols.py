@@ -70,7 +70,7 @@ def make_protocol(
             the epoch on the part that is reported. `ge2e` is `auto` for speaker verification, with the authors' measure
             beside ours.
         validation_share: Share of the training utterances that choose the epoch, whole speakers of them, where the
-            corpus prescribes none.
+            corpus prescribes none; 0: the last epoch is taken.
         in_pairs: Utterances are judged in pairs, for which one speaker or two are too few: `auto` goes on to `5-fold`.
 
     Raises:
@@ -102,12 +102,15 @@ def make_protocol(
         else:
             train, validation = groups.inner_split(np.concatenate(others), validation_share, in_pairs)
         folds.append(Fold(label, rows[np.sort(train)], rows[np.sort(validation)], rows[np.sort(test)]))
-    chosen = _ON_TEST if name == "paper" else f"the epoch is chosen on other {groups.unit} of the training part"
+    chosen = f"the epoch is chosen on other {groups.unit} of the training part" if validation_share else _LAST
+    chosen = _ON_TEST if name == "paper" else chosen
     said = f"{kind}, {len(folds)} folds; {chosen}"
     if kind == "leave-one-session-out" and (shared := groups.in_several_sessions()):
         said += f"; {shared} speakers are in several sessions, so in the training part too"
     return _protocol(corpus, name if name == "paper" else kind, said, folds)
 
+
+_LAST = "the last epoch is taken"
 
 _ON_TEST = "the epoch is chosen on the part that is reported, as the authors did, which flatters"
 
@@ -153,10 +156,12 @@ class _Groups:
         return sum(count > 1 for count in Counter(name for name, _ in pairs).values())
 
     def inner_split(self, positions: np.ndarray, share: float, in_pairs: bool) -> tuple[np.ndarray, np.ndarray]:
-        """(train, validation) positions: whole owners, by a hash of their names, until `share` is reached.
+        """(train, validation) positions: whole owners, by a hash of their names, until `share` is reached; none for 0.
 
         With `in_pairs` until there are pairs of one owner and of two as well, where anyone has two recordings.
         """
+        if not share:
+            return positions, positions[:0]
         owners = [self.owners[position] for position in positions]
         count = Counter(owners)
         in_pairs = in_pairs and max(count.values()) > 1
@@ -193,11 +198,15 @@ def _published_split(
         parts["validation"] = parts["test"]
         said += f"; {_ON_TEST}"
     elif in_pairs and not len(parts["validation"]) and len(parts["test"]) and max(in_train.values()) == 1:
-        said += "; the last epoch is taken, for nobody in the training part has two recordings to choose it by"
+        said += f"; {_LAST}, for nobody in the training part has two recordings to choose it by"
+    elif not len(parts["validation"]) and not validation_share:
+        said += f"; {_LAST}"
     elif not len(parts["validation"]):
         parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share, in_pairs)
         said += f"; the epoch is chosen on other {groups.unit} of its training part"
-    if not len(parts["test"]):
+    if not len(parts["test"]) and not len(parts["validation"]):
+        said += "; it has no test part, so nothing is measured"
+    elif not len(parts["test"]):
         parts["test"] = parts["validation"]
         said += "; it has no test part, so the part that chose the epoch is reported, which flatters"
     else:

@@ -52,8 +52,7 @@ class RunConfig(BaseModel):
     max_frames: int = Field(3_000, ge=1)
     """Of a longer recording a random window of so many frames is used in every epoch."""
     validation_share: float = Field(0.1, gt=0, lt=1)
-    """Share of the frames (in fine-tuning, of the training utterances) that is held out, whole speakers at a time,
-    where the corpus prescribes no split."""
+    """Share of the frames that is held out, whole speakers at a time, where the corpus prescribes no split."""
     checkpoint_every: int = Field(1_000, ge=1)
     """Steps between checkpoints; the model is validated before each."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -87,6 +86,9 @@ class FinetuneConfig(RunConfig):
     """Each encoder layer's learning rate is that of the layer above it times this."""
     frozen: Literal["none", "text", "audio", "both"] = "none"
     """Encoders whose weights stay as they are."""
+    validation_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the training utterances, whole speakers of them, that chooses the epoch, where the corpus prescribes no
+    split; 0 trains on all of them and takes the last epoch."""
     schedule: Literal["cosine", "linear", "reference"] = "cosine"
     """How the rate falls to 0; `reference` goes up and down every other `epochs` updates, as in the authors' code."""
     weights: Literal["pretrained", "random"] = "pretrained"
