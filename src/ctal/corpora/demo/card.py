@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import soundfile
 
+import ctal
 from ctal.corpora.demo.experiment import (
     CELLS,
     JITTER_DEVIATION,
@@ -48,7 +48,7 @@ def facts(
         "command": COMMAND,
         "config": dict(config),
         "fingerprint": fingerprint,
-        "ctal": version("ctal"),
+        "ctal": ctal.__version__,
         "espeak_ng": espeak,
         "sizes": sizes,
         "table": [
