@@ -37,6 +37,9 @@ QUICK: dict[str, Any] = {
     **{"epochs": 2, "checkpoint_every": 4},
 }
 
+BEYOND_THE_PAPER = {"use_weighted_layer_sum": True, "standardise_pools": True}
+"""What a head can have."""
+
 
 def run(
     labelled: Labelled,
@@ -285,6 +288,21 @@ def test_with_folds_every_utterance_is_predicted_once_by_a_model_that_has_not_he
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+def test_folds_can_train_on_all_speakers_but_the_tested_ones_and_take_the_last_epoch(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    evaluation = run(labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", epochs=1, validation_share=0)
+
+    assert "the last epoch is taken" in evaluation["protocol"]["description"]
+    assert evaluation["utterances"] == 48
+    folds = {
+        path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "run").glob("folds/*/evaluation.json")
+    }
+    assert all(fold["step"] == fold["steps"] for fold in folds.values())
+    assert evaluation["model_fold"] == folds[min(folds)]["fold"]
+    write_task_report(tmp_path / "run", [labelled.store], tmp_path / "report.html", title="Folds")
+
+
 def test_everything_can_be_trained_on_and_then_nothing_is_measured(labelled: Labelled, tmp_path: Path) -> None:
     evaluation = run(labelled, tmp_path / "run", "verification", protocol="all", epochs=1)
 
@@ -507,7 +525,7 @@ def test_a_model_trained_with_modality_dropout_says_what_it_loses(labelled: Labe
 
 
 def test_accumulation_and_workers_do_not_change_the_losses(labelled: Labelled, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"batch_frames": 900}
+    fields: dict[str, Any] = {"batch_frames": 900, "head": BEYOND_THE_PAPER}
     one = run(labelled, tmp_path / "one", **fields)
     other = run(labelled, tmp_path / "other", accumulation=3, workers=2, **fields)
 
@@ -547,8 +565,9 @@ def test_a_killed_run_of_folds_goes_on_and_equals_an_uninterrupted_one(labelled:
 def test_two_ranks_train_and_evaluate_as_one(labelled: Labelled, tmp_path: Path, runs: dict[str, Path]) -> None:
     settings = {**QUICK, "batch_frames": 900, "epochs": 1}
     pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    model = ["--from", str(labelled.pretrained), "--set", "head_dropout_prob=0"]
-    command = ["finetune", "sentiment", str(labelled.split), *model, *pairs]
+    head = {"head_dropout_prob": 0, **BEYOND_THE_PAPER}
+    pairs += [part for name, value in head.items() for part in ("--set", f"{name}={value}")]
+    command = ["finetune", "sentiment", str(labelled.split), "--from", str(labelled.pretrained), *pairs]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240}
     how["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}

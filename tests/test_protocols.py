@@ -156,6 +156,25 @@ def test_a_split_without_validation_or_test_part_says_what_stands_in() -> None:
     assert "flatters" in no_test.description
 
 
+@pytest.mark.parametrize(
+    ("name", "how"), [("5-fold", {}), ("auto", {"speakers": 6}), ("split", {"splits": lambda name: "train"})]
+)
+def test_nothing_held_out_takes_the_last_epoch(name: str, how: dict[str, Any]) -> None:
+    source = corpus(**how)
+    made = make_protocol(name, source, np.arange(len(source.ids)), 0)
+
+    assert "the last epoch is taken" in made.description
+    for fold in made.folds:
+        assert not len(fold.validation)
+        assert sorted(np.concatenate([fold.train, fold.test])) == list(range(len(source.ids)))
+
+
+def test_a_published_validation_part_chooses_the_epoch_even_where_nothing_else_is_held_out() -> None:
+    source = corpus(splits=split_of)
+    made = make_protocol("split", source, np.arange(len(source.ids)), 0)
+    assert made == protocol("split", splits=split_of)[0]
+
+
 def test_one_recording_a_training_speaker_leaves_no_pairs_to_choose_the_epoch_by_and_all_train() -> None:
     source = corpus(speakers=15, splits=lambda name: "test" if split_of(name) == "test" else "train")
     tests = [row for row in range(len(source.ids)) if source.splits[row] == "test"]

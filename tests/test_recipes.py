@@ -70,6 +70,8 @@ def test_a_setting_without_a_value_or_with_an_unknown_name_is_refused_with_the_m
         parse_settings(["steps"], ["steps"])
     with pytest.raises(InputError, match=r"--set stepz: unknown field \(did you mean 'steps'\?\)"):
         parse_settings(["stepz=3"], ["steps"])
+    with pytest.raises(InputError, match="--set cmvn: is decided in pre-training; pre-train with it"):
+        parse_settings(["cmvn=fixed"], ["steps"], of_pretraining=["cmvn"])
 
 
 def test_every_size_has_a_recipe_that_is_valid() -> None:

@@ -247,15 +247,16 @@ def finetune(
 
     Example: `ctal finetune emotion demo/store --from demo/pretrain/model --out run`
     """
-    from ctal.configuration_ctal import HEAD_FIELDS
+    from ctal.configuration_ctal import HEAD_FIELDS, settable_fields
     from ctal.finetune import finetune as run
     from ctal.pretrain import size_of
-    from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, make_config, parse_settings
+    from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, PretrainConfig, make_config, parse_settings
     from ctal.report import write_task_report
 
     known = [*FinetuneConfig.model_fields, *HEAD_FIELDS]
     known.remove("steps")  # it follows from --epochs, or is --steps
-    fields = parse_settings(settings or [], known)
+    decided = settable_fields().keys() | PretrainConfig.model_fields.keys() - FinetuneConfig.model_fields.keys()
+    fields = parse_settings(settings or [], known, of_pretraining=decided)
     size = size_of(start_from)
     head = HEAD_DEFAULTS.get(size, {}) | {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
     recipe = FINETUNING[size]

@@ -19,6 +19,7 @@ from torch import Tensor
 from ctal.batching import PretrainingDataset, collate, deal
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import CtalForPreTraining
+from ctal.training import to_device
 
 DRAWS = 4
 """Masks drawn for each held-out utterance, to measure the utterance rather than the mask."""
@@ -201,7 +202,7 @@ def _predict(
             for number, utterance in zip(part.tolist(), utterances, strict=True):
                 utterance["input_ids"] = torch.tensor(texts[number])
                 utterance["labels"] = torch.full((len(texts[number]),), IGNORED)
-        batch = {name: values.to(model.device) for name, values in collate(utterances).items()}
+        batch = to_device(collate(utterances), model.device)
         output = model(**batch, output_hidden_states=True)
         for position, (number, utterance) in enumerate(zip(part.tolist(), utterances, strict=True)):
             tokens, frames = len(utterance["input_ids"]), len(utterance["input_features"])

@@ -66,7 +66,7 @@ from ctal.tasks import (
     trial_scores,
 )
 from ctal.text import encode_transcript
-from ctal.training import Batch, Forward, Metrics, Progress, Silence, evaluation_device, process_state, train
+from ctal.training import Batch, Forward, Metrics, Progress, Silence, evaluation_device, process_state, to_device, train
 
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds."""
@@ -430,8 +430,7 @@ def collect_outputs(
     place = {row: position for position, row in enumerate(rows.tolist())}
     parts = []
     for batch in batches:
-        inputs = {name: value for name, value in batch.items() if name not in ("rows", "labels")}
-        outputs = task.outputs(model(**inputs))
+        outputs = task.outputs(model(**_inputs(batch)))
         assert outputs is not None
         parts.append(([place[row] for row in batch["rows"].tolist()], outputs.float().cpu()))
     # A rank may have no batch, so the width is what the others say.
@@ -475,7 +474,7 @@ def judge_rows(
         return reduced
 
     with closing(load(dataset, iter(mine), config.workers)) as batches:
-        moved = ({name: value.to(device) for name, value in batch.items()} for batch in batches)
+        moved = (to_device(batch, device) for batch in batches)
         outputs = collect_outputs(task, forward_in(precision, device, asked), moved, rows, reduce)
     truth = truth_of(task, corpus, targets, rows, trials)
     metrics = task.measure(outputs, truth)
@@ -646,10 +645,13 @@ def _measure_pools(objective: FinetuneObjective) -> None:
     device = evaluation_device()
     wanted = iter(evaluation_microbatches(rows, lengths, objective.config.batch_frames))
     with closing(load(objective.dataset, wanted, objective.config.workers)) as batches:
-        given = ({k: v.to(device) for k, v in batch.items() if k not in ("rows", "labels")} for batch in batches)
         model = objective.model.eval()
         model.to(device)  # pyright: ignore[reportArgumentType]
-        model.measure_pools(given)
+        model.measure_pools(_inputs(to_device(batch, device)) for batch in batches)
+
+
+def _inputs(batch: Batch) -> Batch:
+    return {name: value for name, value in batch.items() if name not in ("rows", "labels")}
 
 
 def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path) -> Evaluation:

@@ -171,16 +171,21 @@ def make_config(kind: type[Config], *layers: Mapping[str, Any]) -> Config:
         raise InputError(f"{name}={problem['input']!r}: {problem['msg']}") from None
 
 
-def parse_settings(settings: Sequence[str], known: Collection[str]) -> dict[str, Any]:
+def parse_settings(
+    settings: Sequence[str], known: Collection[str], *, of_pretraining: Collection[str] = ()
+) -> dict[str, Any]:
     """`["learning_rate=1e-3", …]` → fields; values are JSON where they parse, else text.
 
-    Raises `InputError` for an entry without `=` and for a name that is not in `known`.
+    Raises `InputError` for an entry without `=` and for a name that is not in `known`; those `of_pretraining` have been
+    decided there.
     """
     fields = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting}: write it as field=value")
+        if name not in known and name in of_pretraining:
+            raise InputError(f"--set {name}: is decided in pre-training; pre-train with it and start from it")
         if name not in known:
             raise InputError(f"--set {name}: unknown field{did_you_mean(name, known)}")
         try:

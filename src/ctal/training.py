@@ -418,7 +418,7 @@ class _Loop:
         return forward_in(self.config.precision, self.accelerator.device, model)
 
     def _on_device(self, batch: Batch) -> Batch:
-        return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        return to_device(batch, self.accelerator.device)
 
     def _reduce(self, values: Tensor) -> Tensor:
         reduced = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
@@ -435,6 +435,11 @@ def evaluation_device() -> torch.device:
     """On which this process judges models."""
     device = process_state().device
     return device if device and torch.cuda.is_available() else torch.device("cpu")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """What waits on the host in pinned memory need not be waited for."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def parameter_groups(
