@@ -3,8 +3,9 @@
     python docs/linear_probe.py STORE MODEL [--random]
 
 For each audio layer, all of them side by side, and several strengths of regularisation: mean recall (UAR) of a linear
-SVM over the mean and standard deviation of an utterance's states, leave-one-speaker-out. `--random` takes new weights
-of the same architecture.
+SVM over the mean and standard deviation of an utterance's states, leave-one-speaker-out. The last rows bring these to
+mean 0 and variance 1 over all utterances of a speaker, as one can who has many of the speaker to be judged, unlabelled.
+`--random` takes new weights of the same architecture.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ def pooled_states(model: CtalModel, features_TF: torch.Tensor) -> np.ndarray:
     return np.stack([torch.cat([states_TD.mean(0), states_TD.std(0)]).numpy() for states_TD in seen])
 
 
+def normalised_by(speakers: np.ndarray, statistics: np.ndarray) -> np.ndarray:
+    normalised = np.empty_like(statistics)
+    for speaker in np.unique(speakers):
+        own = statistics[speakers == speaker]
+        normalised[speakers == speaker] = (own - own.mean(0)) / (own.std(0) + 1e-5)
+    return normalised
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("store")
@@ -61,6 +70,7 @@ def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)
     views = {f"layer {number + 1}": found[:, number] for number in range(found.shape[1])}
     views["all layers"] = found.reshape(len(found), -1)
+    views["all layers, by speaker"] = normalised_by(np.array(store.index.speakers), views["all layers"])
     for view, statistics in views.items():
         for strength in STRENGTHS:
             svm = make_pipeline(

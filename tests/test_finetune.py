@@ -328,6 +328,25 @@ def test_it_learns_what_the_sound_and_the_words_tell(labelled: Labelled, tmp_pat
     assert sentiment["metrics"]["mae"] < 0.9
 
 
+def test_pools_are_measured_once_by_the_first_weights_and_what_continues_a_model_keeps_its_constants(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    def constants(folder: Path) -> list[torch.Tensor]:
+        weights = load_file(folder / "model" / "model.safetensors")
+        return [weights[f"head.standardisation.{name}"] for name in ("mean_4D", "deviation_4D")]
+
+    short, long, more = tmp_path / "short", tmp_path / "long", tmp_path / "more"
+    run(labelled, short, head=BEYOND_THE_PAPER, epochs=1)
+    run(labelled, long, head=BEYOND_THE_PAPER, epochs=4)
+    settings = make_config(FinetuneConfig, QUICK, {"epochs": 1})
+    finetune("emotion", [labelled.split], more, settings, start_from=long / "model")
+
+    for one, other, third in zip(*map(constants, (short, long, more)), strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, third)
+    assert not torch.equal(constants(short)[1], torch.ones(4, 64))
+
+
 @pytest.mark.parametrize("frozen", ["text", "audio", "both"])
 def test_a_frozen_encoder_stays_as_it_is(labelled: Labelled, tmp_path: Path, frozen: str) -> None:
     run(labelled, tmp_path / "run", frozen=frozen, epochs=1)

@@ -171,6 +171,9 @@ class CtalConfig(_CheckedConfig):
             _check_choice(name, getattr(self, name), allowed)
         for name in ("orthogonality_weight", "head_dropout_prob", "speaker_margin", "speaker_scale"):
             _check_range(name, getattr(self, name), whole=False)
+        for name, kind in CtalConfig.__annotations__.items():
+            if kind == "bool" and not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}={getattr(self, name)!r}: must be true or false")
         if self.text.hidden_size != self.audio.hidden_size:
             raise InputError(
                 f"hidden_size differs: {self.text.hidden_size} in text_config, {self.audio.hidden_size} in audio_config"

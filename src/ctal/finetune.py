@@ -15,7 +15,6 @@ run. Leaves in a run:
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -115,6 +114,7 @@ def finetune(
     heard = Heard.of(start_from) if config.weights == "pretrained" else Heard()
     protocol = _protocol(task, corpus, targets, config, start_from, heard)
     progress.note(f"{task.name}: {len(targets.rows)} labelled utterances; {protocol.description}")
+    has_constants = config.weights == "pretrained" and CtalConfig.from_pretrained(start_from).standardise_pools
     one = len(protocol.folds) == 1
     runs = [out if one else _fold_folder(out, *numbered) for numbered in enumerate(protocol.folds, start=1)]
     if not one and out.is_dir() and any(out.iterdir()) and not resume:
@@ -132,7 +132,9 @@ def finetune(
         if not one:
             progress.note(f"{_called(fold)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
-        _measure_pools(objective)
+        if objective.model.config.standardise_pools and not has_constants:
+            # Also when it goes on: the constants are those of the first weights, which are the same again.
+            _measure_pools(objective)
         train(objective, objective.config, run, resume=going_on, progress=progress)
         evaluation = _judge(task, corpus, fold, protocol, run)
         if process_state().is_main_process:
@@ -637,13 +639,11 @@ def _make_objective(
 
 
 def _measure_pools(objective: FinetuneObjective) -> None:
-    """Standardises the pools of a new head by training utterances from the whole corpus, in each process the same."""
-    if not objective.model.config.standardise_pools:
-        return
-    rows, lengths = objective.train_rows, objective.lengths
-    rows = rows[:: math.ceil(len(rows) / MEASURED_UTTERANCES)]
+    """Standardises the pools by training utterances, in each process the same."""
+    rng = np.random.default_rng(objective.config.seed)
+    rows = rng.permutation(objective.train_rows)[:MEASURED_UTTERANCES]
     device = evaluation_device()
-    wanted = iter(evaluation_microbatches(rows, lengths, objective.config.batch_frames))
+    wanted = iter(evaluation_microbatches(rows, objective.lengths, objective.config.batch_frames))
     with closing(load(objective.dataset, wanted, objective.config.workers)) as batches:
         model = objective.model.eval()
         model.to(device)  # pyright: ignore[reportArgumentType]

@@ -72,7 +72,8 @@ def absolute_cosine(audio_BD: Tensor, text_BD: Tensor, norm: OrthogonalNorm) -> 
 
 
 class PoolStandardisation(nn.Module):
-    """Brings each dimension of each pool to mean 0 and variance 1 over the utterances that were measured.
+    """Brings each dimension of each pool to mean 0 and variance 1 over the utterances that were measured, as they were
+    then.
 
     Pools differ far less from one utterance to the next than from 0, more so the mean of many frames, and a head that
     sees few utterances learns slowly from small differences. Constants, where x-vectors (Snyder et al., 2018) have a
@@ -80,10 +81,13 @@ class PoolStandardisation(nn.Module):
     how it is spread over microbatches and processes.
     """
 
+    mean_4D: Tensor
+    deviation_4D: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mean_4D = nn.Parameter(torch.zeros(4, width), requires_grad=False)
-        self.deviation_4D = nn.Parameter(torch.ones(4, width), requires_grad=False)
+        self.register_buffer("mean_4D", torch.zeros(4, width))
+        self.register_buffer("deviation_4D", torch.ones(4, width))
 
     def forward(self, pools: Pools) -> Pools:
         """Pools of audio stay 0 where there is none."""
@@ -100,10 +104,9 @@ class PoolStandardisation(nn.Module):
         What does not vary, such as the text where there are no transcripts, keeps its deviation of 1: else the least
         change of the weights would throw it far off.
         """
-        measured = Pools(*(torch.cat(values).float() for values in zip(*parts, strict=True)))
-        has_audio = measured.has_audio.bool()
+        measured = Pools(*(torch.cat(values) for values in zip(*parts, strict=True)))
         for place, pool in enumerate(measured[:4]):
-            values = pool[has_audio] if place >= 2 else pool
+            values = (pool[measured.has_audio] if place >= 2 else pool).float()
             if len(values) > 1:
                 variance, mean = torch.var_mean(values, 0)
                 self.mean_4D[place] = mean

@@ -749,15 +749,16 @@ class _CtalForTask(CtalPreTrainedModel):
             output.loss = task_loss + self.config.orthogonality_weight * orthogonality_loss
         return output
 
+    @torch.no_grad()
     def measure_pools(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Standardises the pools by what these training utterances give; the model has `standardise_pools`.
+        """Standardises the pools of a new head with `standardise_pools` by what these training utterances give.
 
-        Each batch has arguments of `CtalModel`'s `forward`. To be called once, before training; models without it, or
-        for which it was not called, take pools as they are.
+        To be called once, before training. Each batch has arguments of `CtalModel`'s `forward`. Raises `InputError` for
+        a model without `standardise_pools`.
         """
-        if self.head.standardisation is not None:
-            with torch.no_grad():
-                self.head.standardisation.measure([self._pools(**batch) for batch in batches])
+        if self.head.standardisation is None:
+            raise InputError("measure_pools: is for a model with standardise_pools=True")
+        self.head.standardisation.measure([self._pools(**batch) for batch in batches])
 
     def _pools(
         self,

@@ -133,7 +133,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {"nano": {"frame_stack": 2}, "mini":
 
 FINETUNING: dict[str, dict[str, Any]] = {
     "nano": {"learning_rate": 1e-3, "epochs": 6, "batch_frames": 3_000},
-    "mini": {"learning_rate": 2e-4, "head_rate": 4, "epochs": 3, "batch_frames": 2_000, "weight_decay": 0.1},
+    "mini": {"learning_rate": 2e-4, "head_rate": 4, "epochs": 6, "batch_frames": 2_000, "weight_decay": 0.1},
     "tiny": {},
     "base": {},
     "large": {},

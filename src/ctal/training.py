@@ -451,7 +451,7 @@ def parameter_groups(
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        scale = rate_scale(name) if parameter.requires_grad else 0.0
+        scale = rate_scale(name)
         if scale:
             groups.setdefault((weight_decay if parameter.ndim > 1 else 0.0, scale), []).append(parameter)
         else:
