@@ -300,7 +300,20 @@ def test_folds_can_train_on_all_speakers_but_the_tested_ones_and_take_the_last_e
     }
     assert all(fold["step"] == fold["steps"] for fold in folds.values())
     assert evaluation["model_fold"] == folds[min(folds)]["fold"]
-    write_task_report(tmp_path / "run", [labelled.store], tmp_path / "report.html", title="Folds")
+    assert "chose the epoch" not in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_speakers_are_judged_without_a_threshold_where_nothing_was_held_out_to_choose_it(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    fields = {"protocol": "5-fold", "epochs": 1, "validation_share": 0}
+    evaluation = run(labelled, out, "verification", store=labelled.store, **fields)
+
+    assert "eer" in evaluation["metrics"]
+    assert "at_threshold" not in evaluation
+    write_task_report(out, [labelled.store], tmp_path / "report.html", title="Speakers")
+    assert "the model has none of its own" in (tmp_path / "report.html").read_text()
 
 
 def test_everything_can_be_trained_on_and_then_nothing_is_measured(labelled: Labelled, tmp_path: Path) -> None:

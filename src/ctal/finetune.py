@@ -773,7 +773,7 @@ def task_card(task: Task, config: CtalConfig, saved: Mapping[str, Any]) -> str:
         ("training audio", f"{saved['audio_hours']} h of {corpora}, data hash `{saved['data_hash'][:16]}`"),
         ("protocol", f"{saved['protocol']}, checksum `{saved['protocol_checksum'][:16]}`"),
         ("fold", f"{saved['fold']}, step {saved['step']} of {saved['config']['steps']}"),
-        ("validation part (chose the epoch)", listed(saved["metrics"])),
+        *([("validation part (chose the epoch)", listed(saved["metrics"]))] if saved["metrics"] else []),
         ("test part", listed(saved.get("test_metrics"))),
     ]
     for withheld, metrics in saved.get("missing_modality", {}).items():

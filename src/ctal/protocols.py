@@ -197,10 +197,10 @@ def _published_split(
     if on_test:
         parts["validation"] = parts["test"]
         said += f"; {_ON_TEST}"
-    elif in_pairs and not len(parts["validation"]) and len(parts["test"]) and max(in_train.values()) == 1:
-        said += f"; {_LAST}, for nobody in the training part has two recordings to choose it by"
     elif not len(parts["validation"]) and not validation_share:
         said += f"; {_LAST}"
+    elif in_pairs and not len(parts["validation"]) and len(parts["test"]) and max(in_train.values()) == 1:
+        said += f"; {_LAST}, for nobody in the training part has two recordings to choose it by"
     elif not len(parts["validation"]):
         parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share, in_pairs)
         said += f"; the epoch is chosen on other {groups.unit} of its training part"

@@ -87,8 +87,8 @@ class FinetuneConfig(RunConfig):
     frozen: Literal["none", "text", "audio", "both"] = "none"
     """Encoders whose weights stay as they are."""
     validation_share: float = Field(0.1, ge=0, lt=1)
-    """Share of the training utterances, whole speakers of them, that chooses the epoch, where the corpus prescribes no
-    split; 0 trains on all of them and takes the last epoch."""
+    """Share of the training utterances, whole speakers of them, that chooses the epoch where the corpus has no part for
+    it; 0 trains on all of them and takes the last epoch (then a model of speakers has no threshold)."""
     schedule: Literal["cosine", "linear", "reference"] = "cosine"
     """How the rate falls to 0; `reference` goes up and down every other `epochs` updates, as in the authors' code."""
     weights: Literal["pretrained", "random"] = "pretrained"

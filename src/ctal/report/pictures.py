@@ -174,11 +174,13 @@ def _det(run: TaskRun) -> Html:
         own = each.at_threshold
         at = f"{own['false_acceptance']:.1%} / {own['false_rejection']:.1%}" if own else "–"
         rows.append([each.fold, f"{len(each.scores):,}", f"{each.eer:.1%}", at])
+    has_threshold = any(each.at_threshold for each in run.trialled)
+    own_key = element("span", element("b", "▲ ", class_="own"), "the model's own threshold", *_only(run, _own_rates))
     key = element(
         "p",
         element("span", element("b", "━ ", class_="training"), "all thresholds"),
         element("span", element("b", "○ ", class_="held-out"), "EER", *_only(run, lambda each: f" {each.eer:.1%}")),
-        element("span", element("b", "▲ ", class_="own"), "the model's own threshold", *_only(run, _own_rates)),
+        own_key if has_threshold else Html(),
         class_="key",
     )
     caption = join(
@@ -190,6 +192,8 @@ def _det(run: TaskRun) -> Html:
     own = (
         "The model's own threshold is where both errors were equal on the validation part. Its errors here: strangers "
         "accepted / the same speaker rejected."
+        if has_threshold
+        else "No part was held out to choose a threshold by, so the model has none of its own."
     )
     return element(
         "figure",
