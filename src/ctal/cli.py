@@ -224,8 +224,8 @@ _PROTOCOLS_HELP = (
     "**protocol** (`--set protocol=…`): `auto` is the corpus's own split where it has a test part, else "
     "`leave-one-session-out` where sessions are labelled, else `leave-one-speaker-out` of at most 12 speakers, else "
     "`5-fold` by speaker; an inner part of other speakers chooses the epoch, or none with `--set validation_share=0`. "
-    "`split` insists on the corpus's own. `paper` chooses the epoch on the reported fold, as the authors did. `ge2e` adds "
-    "the authors' measure of verification. `all` trains on everything and measures nothing."
+    "`split` insists on the corpus's own. `paper` chooses the epoch on the reported fold, as the authors did. `ge2e` "
+    "adds the authors' measure of verification. `all` trains on everything and measures nothing."
 )
 
 
