@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     make_tokenizer(store, tokenizer, 280)
     return TinyCorpus(manifest, store, tokenizer)
 
+
+BEYOND_THE_PAPER: dict[str, Any] = {"use_weighted_layer_sum": True, "standardise_pools": True}
+"""What a task's head can have."""
 
 NANO = {"steps": 20, "batch_frames": 400, "learning_rate": 2e-3, "checkpoint_every": 10, "log_every": 1, "workers": 0}
 """A run of seconds: about 6 utterances a step, 4 steps an epoch."""

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import NANO, CtalProcess, Labelled, losses, record
+from conftest import BEYOND_THE_PAPER, NANO, CtalProcess, Labelled, losses, record
 from ctal import CtalConfig, CtalForSequenceClassification, CtalForXVector
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import Utterance, get_corpus
@@ -36,9 +36,6 @@ QUICK: dict[str, Any] = {
     **{name: value for name, value in NANO.items() if name != "steps"},
     **{"epochs": 2, "checkpoint_every": 4},
 }
-
-BEYOND_THE_PAPER = {"use_weighted_layer_sum": True, "standardise_pools": True}
-"""What a head can have."""
 
 
 def run(

@@ -14,9 +14,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from conftest import BEYOND_THE_PAPER
 from ctal import CtalForSequenceClassification, CtalForXVector
 from ctal.errors import InputError
-from ctal.fusion import FUSIONS, PoolStandardisation
+from ctal.fusion import FUSIONS, Pools, PoolStandardisation
 from ctal.modeling_ctal import WeightedLayerSum
 from test_modeling_ctal import UTTERANCES, Batch, collate, frames_alone, inputs_of, nano, pretraining_model
 
@@ -216,7 +217,9 @@ def test_the_trainer_of_transformers_trains_and_evaluates(tmp_path: Path) -> Non
     assert trainer.evaluate()["eval_loss"] < before
 
 
-SEES_ALL_LAYERS: dict[str, Any] = {"use_weighted_layer_sum": True, "standardise_pools": True}
+def pools_of(model: Model, batch: Batch) -> Pools:
+    """As they are, before they are standardised."""
+    return model._pools(*model.ctal.pack_inputs(**batch))
 
 
 def beyond_the_paper(model: Model) -> tuple[PoolStandardisation, WeightedLayerSum, WeightedLayerSum]:
@@ -230,7 +233,7 @@ def beyond_the_paper(model: Model) -> tuple[PoolStandardisation, WeightedLayerSu
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_with_all_layers_and_standardised_pools_the_batch_changes_nothing(fusion: str) -> None:
-    model = task_model(fusion=fusion, **SEES_ALL_LAYERS)
+    model = task_model(fusion=fusion, **BEYOND_THE_PAPER)
     model.measure_pools([batch_of([0, 1]), batch_of([2, 3])])
     together = model(**batch_of([0, 1, 2, 3], padding=5))
 
@@ -240,7 +243,7 @@ def test_with_all_layers_and_standardised_pools_the_batch_changes_nothing(fusion
 
 
 def test_a_new_weighted_sum_is_the_mean_of_the_layers_and_with_all_weight_on_the_last_the_papers_head() -> None:
-    plain, summed = task_model(), task_model(**SEES_ALL_LAYERS)
+    plain, summed = task_model(), task_model(**BEYOND_THE_PAPER)
     summed.load_state_dict(plain.state_dict(), strict=False)
     _, *each = beyond_the_paper(summed)
     states = torch.randn(2, 5, 64)
@@ -253,13 +256,13 @@ def test_a_new_weighted_sum_is_the_mean_of_the_layers_and_with_all_weight_on_the
 
 
 def test_measured_pools_have_mean_0_and_variance_1_over_the_utterances_that_have_them() -> None:
-    model = task_model(**SEES_ALL_LAYERS)
+    model = task_model(**BEYOND_THE_PAPER)
     text_alone = {name: batch_of([1])[name] for name in ("input_ids", "attention_mask")}
     model.measure_pools([batch_of([0]), batch_of([2, 3]), text_alone])
 
     constants, *_ = beyond_the_paper(model)
     with torch.no_grad():
-        text, audio = model._pools(**BATCH)[:2], model._pools(**batch_of([0, 2, 3]))[2:4]
+        text, audio = pools_of(model, BATCH)[:2], pools_of(model, batch_of([0, 2, 3]))[2:4]
     for place, pool in enumerate((*text, *audio)):
         scaled = (pool - constants.mean_4D[place]) / constants.deviation_4D[place]
         torch.testing.assert_close(scaled.mean(0), torch.zeros(64), atol=1e-4, rtol=0)
@@ -267,20 +270,20 @@ def test_measured_pools_have_mean_0_and_variance_1_over_the_utterances_that_have
 
 
 def test_standardised_pools_of_a_missing_recording_are_0_and_what_does_not_vary_keeps_its_scale() -> None:
-    model = task_model(**SEES_ALL_LAYERS)
+    model = task_model(**BEYOND_THE_PAPER)
     text = {name: BATCH[name] for name in ("input_ids", "attention_mask")}
     model.measure_pools([{name: values[:1].expand(3, -1) for name, values in text.items()}])
 
     standardisation, *_ = beyond_the_paper(model)
     torch.testing.assert_close(standardisation.deviation_4D.data, torch.ones(4, 64))
     torch.testing.assert_close(standardisation.mean_4D.data[2:], torch.zeros(2, 64))
-    pools = standardisation(model._pools(**text))
+    pools = standardisation(pools_of(model, text))
     assert not pools.audio_attended.any()
     assert not pools.audio_max.any()
 
 
 def test_constants_of_pools_are_saved_and_not_trained(tmp_path: Path) -> None:
-    model = task_model(**SEES_ALL_LAYERS)
+    model = task_model(**BEYOND_THE_PAPER)
     model.measure_pools([BATCH])
     model.save_pretrained(tmp_path)
     again = CtalForSequenceClassification.from_pretrained(tmp_path).eval()

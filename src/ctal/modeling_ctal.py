@@ -450,10 +450,10 @@ class CtalModel(CtalPreTrainedModel):
 
     def pack_inputs(
         self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        input_features: Tensor | None,
-        feature_attention_mask: Tensor | None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        feature_attention_mask: Tensor | None = None,
     ) -> tuple[Packed, Packed | None]:
         """Inputs → packed tokens (N,) and packed, stacked frames (N, F·frame_stack); checks both."""
         if input_ids is None:
@@ -737,7 +737,8 @@ class _CtalForTask(CtalPreTrainedModel):
             utterance_count: Utterances of the whole step, over all ranks and microbatches, by which sums of losses are
                 divided; None: those of this batch.
         """
-        fused = self.head(self._pools(input_ids, attention_mask, input_features, feature_attention_mask))
+        packed = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+        fused = self.head(self._pools(*packed))
         logits = self._logits(fused.vector, labels)
         output = CtalTaskOutput(logits=logits, embeddings=fused.vector)
         if labels is not None:
@@ -758,16 +759,9 @@ class _CtalForTask(CtalPreTrainedModel):
         """
         if self.head.standardisation is None:
             raise InputError("measure_pools: is for a model with standardise_pools=True")
-        self.head.standardisation.measure([self._pools(**batch) for batch in batches])
+        self.head.standardisation.measure([self._pools(*self.ctal.pack_inputs(**batch)) for batch in batches])
 
-    def _pools(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        input_features: Tensor | None = None,
-        feature_attention_mask: Tensor | None = None,
-    ) -> Pools:
-        text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+    def _pools(self, text: Packed, frames: Packed | None) -> Pools:
         if frames is None and not self.head.fusion.uses_text:
             raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
         text_layers, audio_layers = self.head.text_layers, self.head.audio_layers

@@ -65,8 +65,8 @@ class CorpusObjective(Generic[Model, Config]):
     def write_model(self, folder: Path) -> None:
         """What `from_pretrained` reads."""
         # Not by the model's own state dict, which of split weights is split, whoever has gathered them.
-        weights = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        self.model.save_pretrained(folder, state_dict=weights)
+        weights = [*self.model.named_parameters(), *self.model.named_buffers()]
+        self.model.save_pretrained(folder, state_dict=dict(weights))
         self.processor.save_pretrained(folder)
 
     def provenance(self) -> dict[str, Any]:
