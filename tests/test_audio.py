@@ -197,7 +197,7 @@ def test_deltas_of_fewer_than_9_frames_use_the_widest_odd_window_that_fits(order
 
 @pytest.mark.parametrize(
     ("feature_type", "delta_order", "cmvn"),
-    [("mel", 1, "utterance"), ("fbank", 2, "utterance"), ("fbank", 2, "fixed"), ("mel", 0, "none")],
+    [("mel", 1, "utterance"), ("fbank", 2, "utterance"), ("fbank", 2, "fixed"), ("fbank", 2, "level"), ("mel", 0, "none")],
 )
 def test_the_batch_does_not_change_the_features_of_an_utterance(feature_type, delta_order, cmvn: Cmvn):
     waves = [torch.from_numpy(speechlike(n, seed=n)) for n in (30_001, 1, 900, 16_000, 1_600, 70_000)]
@@ -222,18 +222,30 @@ def test_digital_silence_stays_silent_and_finite(num_samples: int):
     assert extract_features(torch.zeros(num_samples), delta_order=2).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("cmvn", ["level", "fixed"])
 @pytest.mark.parametrize("feature_type", ["mel", "fbank"])
-def test_constants_normalise_about_as_much_and_keep_how_loud_a_recording_is(feature_type: FeatureType):
+def test_constants_normalise_about_as_much_and_only_level_forgets_how_loud_a_recording_is(
+    feature_type: FeatureType, cmvn: Cmvn
+) -> None:
     wave = torch.from_numpy(speechlike(40_000))
     made, quieter = (
-        extract_features(part, feature_type=feature_type, delta_order=2, cmvn="fixed") for part in (wave, 0.1 * wave)
+        extract_features(part, feature_type=feature_type, delta_order=2, cmvn=cmvn) for part in (wave, 0.1 * wave)
     )
     for order, features in enumerate(made.split(80, dim=1)):
         assert features.mean().abs() < 2, order
         assert 0.2 < features.std() < 2, order
     difference = made - quieter
-    assert difference[:, :80].mean() == pytest.approx(np.log(100) / 4, rel=0.1)  # of power, in deviations
+    of_power = 0 if cmvn == "level" else np.log(100) / 4  # in deviations
+    assert difference[:, :80].mean() == pytest.approx(of_power, rel=0.1, abs=0.05)
     assert difference[:, 80:].abs().mean() < 0.1
+
+
+def test_the_level_of_a_recording_is_that_of_its_speech_not_of_its_pauses() -> None:
+    speech = torch.from_numpy(speechlike(40_000))
+    with_pause = torch.cat([speech, torch.zeros(40_000)])
+    alone, beside = (extract_features(wave, cmvn="level")[:200, :80] for wave in (speech, with_pause))
+    # Half of the time is a factor of 2 in power; the mean of the logarithms would be off by much more.
+    assert (beside - alone).mean() == pytest.approx(np.log(2) / 4, rel=0.1)
 
 
 def test_a_channel_of_speech_is_scaled_not_its_loudness():

@@ -196,7 +196,7 @@ def test_what_features_are_normalised_by_travels_with_the_model(ctal: Cli, tiny:
     other = ctal(*pretrain_arguments(tiny, tmp_path / "run", "--resume", steps=2))
     assert other.code == 2
     assert "the run was started with" in other.errors
-    assert "use utterance, fixed" in ctal(*pretrain_arguments(tiny, tmp_path / "other", cmvn="none")).errors
+    assert "use utterance, level, fixed" in ctal(*pretrain_arguments(tiny, tmp_path / "other", cmvn="none")).errors
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json"])

@@ -99,7 +99,7 @@ class TestFeatureExtractor:
             ({"feature_size": 80}, "no field 'feature_size'"),
             ({"feature_type": "mfcc"}, "choose from mel, fbank"),
             ({"delta_order": 3}, "choose from 0, 1, 2"),
-            ({"cmvn": "utterence"}, "did you mean 'utterance'.*choose from utterance, fixed, none"),
+            ({"cmvn": "utterence"}, "did you mean 'utterance'.*choose from utterance, level, fixed, none"),
             ({"max_frames": 0}, "at least 1"),
         ],
     )
@@ -111,8 +111,8 @@ class TestFeatureExtractor:
         assert [CtalFeatureExtractor(cmvn=cmvn).cmvn for cmvn in (True, False)] == ["utterance", "none"]
 
     def test_what_is_normalised_otherwise_has_another_name(self):
-        names = {CtalFeatureExtractor(cmvn=cmvn).analysis for cmvn in ("utterance", "fixed", "none")}
-        assert names == {"mel-1-cmvn", "mel-1-fixed", "mel-1"}
+        names = {CtalFeatureExtractor(cmvn=cmvn).analysis for cmvn in ("utterance", "level", "fixed", "none")}
+        assert names == {"mel-1-cmvn", "mel-1-level", "mel-1-fixed", "mel-1"}
 
     def test_padding_is_to_the_longest_or_not_at_all(self):
         extractor = CtalFeatureExtractor()

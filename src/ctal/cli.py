@@ -97,7 +97,7 @@ def features(
         Path | None, typer.Option(metavar="MODEL", help="Analyse as this model does; by default as a new one.")
     ] = None,
     cmvn: Annotated[
-        str | None, typer.Option(help="Normalise for a new model with this --set cmvn: utterance (default) or fixed.")
+        str | None, typer.Option(help="Normalise for a new model with this --set cmvn: utterance, level or fixed.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
 ) -> None:

@@ -93,8 +93,9 @@ class CtalAudioConfig(_EncoderConfig):
     feature_size: int = 160
     """Dimensions of a frame."""
     cmvn: str = "utterance"
-    """What a new model's features are normalised by: each `utterance`, as the authors' are, or constants, `fixed`, that
-    leave in them how loud and how coloured a voice is (docs/results.md)."""
+    """What a new model's features are normalised by: each `utterance`, as the authors' are; constants after its `level`
+    is subtracted, which leave in them how coloured a voice is; or constants alone, `fixed`, and how loud it was recorded
+    is left too (docs/results.md)."""
     max_position_embeddings: int = 3000
     """Learned positions, one a step of `frame_stack` frames."""
     frame_stack: int = 1
@@ -105,7 +106,7 @@ class CtalAudioConfig(_EncoderConfig):
         if self.frame_stack not in (1, 2, 4):
             raise InputError(f"frame_stack must be 1, 2 or 4, not {self.frame_stack}")
         # Masks write zeros, which are the mean of what is normalised.
-        _check_choice("cmvn", self.cmvn, ("utterance", "fixed"))
+        _check_choice("cmvn", self.cmvn, ("utterance", "level", "fixed"))
 
     @property
     def max_frames(self) -> int:

@@ -101,7 +101,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
     @property
     def analysis(self) -> str:
         """A name of how features are made, for what is kept of them: extractors of one name give the same."""
-        normalised = {"utterance": "-cmvn", "fixed": "-fixed", "none": ""}[self.cmvn]
+        normalised = {"utterance": "-cmvn", "level": "-level", "fixed": "-fixed", "none": ""}[self.cmvn]
         return f"{self.feature_type}-{self.delta_order}{normalised}"
 
     def features(self, wave: np.ndarray) -> Tensor:

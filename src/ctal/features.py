@@ -29,9 +29,10 @@ from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, num_frames
 NUM_MEL = 80
 
 DeltaOrder = Literal[0, 1, 2]
-Cmvn = Literal["utterance", "fixed", "none"]
+Cmvn = Literal["utterance", "level", "fixed", "none"]
 """What features are normalised by: each recording's own mean and deviation of every dimension, as the authors have it;
-constants, so that how loud and how coloured a voice is stays in them; or nothing."""
+its level, one number, and then constants, so that how coloured a voice is stays in them; constants alone, so that how
+loud it was recorded does too; or nothing."""
 
 _LOG_OFFSET = 1e-6
 _DELTA_HALF_WIDTH = 4
@@ -54,7 +55,10 @@ _ANALYSIS: dict[FeatureType, _Analysis] = {
 }
 _DEVIATIONS = (4.0, 0.5, 0.25)
 """Likewise, of static features and of their deltas of each order (`mel` of LibriSpeech: -7.4, 3.9, 0.5, 0.26; of EmoDB:
--5.8, 4.2, 0.6, 0.34). Models depend on these numbers: others need another name than `fixed`."""
+-5.8, 4.2, 0.6, 0.34). Models depend on these numbers: others need another name than `fixed` and `level`."""
+_MEAN_BESIDE_LEVEL = -2.0
+"""Likewise, of static features from which the level of their recording is subtracted (LibriSpeech: -1.9 to -2.1; EmoDB:
+-2.0; `fbank` alike)."""
 
 
 class Features(NamedTuple):
@@ -100,8 +104,11 @@ def extract_features_batch(
     features_BTD = torch.cat(orders, dim=-1)
     if cmvn == "utterance":
         features_BTD = normalize(features_BTD, mask_BT)
+    elif cmvn == "level":
+        mean_B11 = _level(static_BTM, mask_BT)[:, None, None] + _MEAN_BESIDE_LEVEL
+        features_BTD = standardize(features_BTD, mean_B11, delta_order)
     elif cmvn == "fixed":
-        features_BTD = standardize(features_BTD, feature_type, delta_order)
+        features_BTD = standardize(features_BTD, _ANALYSIS[feature_type].mean, delta_order)
     return Features(features_BTD * mask_BT[..., None], lengths)
 
 
@@ -159,12 +166,17 @@ def normalize(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     return centred / std.clamp_min(_MIN_STD)
 
 
-def standardize(features_BTD: Tensor, feature_type: FeatureType, delta_order: DeltaOrder) -> Tensor:
-    """About mean 0 and standard deviation 1 over much read speech, by constants: the same for every recording."""
+def standardize(features_BTD: Tensor, mean: float | Tensor, delta_order: DeltaOrder) -> Tensor:
+    """About mean 0 and standard deviation 1 over much read speech, of which `mean` is that of the static features."""
     static_BTM, deltas_BTD = features_BTD[..., :NUM_MEL], features_BTD[..., NUM_MEL:]
     deviations_D = features_BTD.new_tensor(_DEVIATIONS[1 : 1 + delta_order]).repeat_interleave(NUM_MEL)
-    static_BTM = (static_BTM - _ANALYSIS[feature_type].mean) / _DEVIATIONS[0]
-    return torch.cat([static_BTM, deltas_BTD / deviations_D], dim=-1)
+    return torch.cat([(static_BTM - mean) / _DEVIATIONS[0], deltas_BTD / deviations_D], dim=-1)
+
+
+def _level(static_BTM: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B,) log of the mean over time of the geometric mean over channels: of speech, and so hardly of its pauses."""
+    frame_BT = static_BTM.mean(-1).masked_fill(~mask_BT, -torch.inf)
+    return frame_BT.logsumexp(1) - mask_BT.sum(1).log()
 
 
 @cache
