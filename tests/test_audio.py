@@ -197,7 +197,13 @@ def test_deltas_of_fewer_than_9_frames_use_the_widest_odd_window_that_fits(order
 
 @pytest.mark.parametrize(
     ("feature_type", "delta_order", "cmvn"),
-    [("mel", 1, "utterance"), ("fbank", 2, "utterance"), ("fbank", 2, "fixed"), ("fbank", 2, "level"), ("mel", 0, "none")],
+    [
+        ("mel", 1, "utterance"),
+        ("fbank", 2, "utterance"),
+        ("fbank", 2, "fixed"),
+        ("fbank", 2, "level"),
+        ("mel", 0, "none"),
+    ],
 )
 def test_the_batch_does_not_change_the_features_of_an_utterance(feature_type, delta_order, cmvn: Cmvn):
     waves = [torch.from_numpy(speechlike(n, seed=n)) for n in (30_001, 1, 900, 16_000, 1_600, 70_000)]
