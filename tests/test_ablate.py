@@ -196,6 +196,8 @@ def test_a_changed_plan_replaces_its_rows(
         ("finetuning: {fusion: concat}", "finetuning: {fusion: mean}", "variant 'concat': fusion='mean'"),
         ("pretraining: {steps: 0}", "pretraining: {frame_stak: 4}", "variant 'scratch': .*did you mean 'frame_stack'"),
         ("expected: worse", "expectd: worse", "expectd.*did you mean 'expected'"),
+        ("expected: worse", "after: sentimnt", "did you mean 'sentiment'"),
+        ("expected: worse", "after: emotion", "variant 'scratch': after emotion comes another task"),
         ("size: nano", "size: nanno", "did you mean 'nano'"),
         ("base: both", "base: bot", "did you mean 'both'"),
         ("tasks: [emotion]", "tasks: [emotions]", "did you mean 'emotion'"),
@@ -250,6 +252,31 @@ def test_a_training_that_the_system_kills_is_one_line():
 def test_a_store_that_is_not_there_is_one_line(plan_file: Path, tmp_path: Path):
     with pytest.raises(InputError, match="nowhere"):
         run(load_plan(str(plan_file)), tmp_path / "nowhere", tmp_path / "work")
+
+
+def test_a_variant_after_another_task_starts_from_the_model_for_it(labelled: Labelled, tmp_path: Path) -> None:
+    """Also one without pre-training, whose second stage must not start from scratch again."""
+    plan = Plan(
+        name="two",
+        size="nano",
+        vocab_size=280,
+        tasks=("sentiment",),
+        seeds=1,
+        base="after emotion",
+        pretraining={"steps": 0},
+        finetuning={"epochs": 1, "batch_frames": 400, "precision": "fp32"},
+        variants={"after emotion": {"after": "emotion"}, "alone": {}},  # pyright: ignore[reportArgumentType]
+    )
+    out = tmp_path / "out"
+    found = rows(run(plan, labelled.split, out))
+    after, alone = found["after emotion", 0], found["alone", 0]
+    folder = out / after["run"]
+    first, second = (json.loads((where / "evaluation.json").read_text()) for where in (folder / "first", folder))
+    assert (first["task"], second["task"]) == ("emotion", "sentiment")
+    assert second["start_from"]["path"] == str(folder / "first" / "model")
+    assert (after["config"]["weights"], alone["config"]["weights"]) == ("pretrained", "random")
+    assert after["metrics"] != alone["metrics"]
+    assert not list(folder.rglob("*.safetensors"))
 
 
 def test_trainings_take_turns_on_the_gpus_that_the_user_has_chosen() -> None:

@@ -68,6 +68,9 @@ class Variant(BaseModel):
     """Fields of the run and of the model; `steps: 0` is no pre-training."""
     finetuning: dict[str, Any] = {}
     """Fields of the run and of the head."""
+    after: str | None = None
+    """Another task that it is fine-tuned for first, with the same fields, data and seed (`ctal finetune --from`; Phang
+    et al., 2018)."""
     expected: Literal["worse", "better"] | None = None
     """What the paper claims of it, compared with the base."""
     tasks: tuple[str, ...] | None = None
@@ -106,9 +109,13 @@ class Plan(BaseModel):
             ("base", self.base, tuple(self.variants)),
             *(("tasks", task, tuple(TASKS)) for task in self.tasks),
             *(("tasks", task, self.tasks) for variant in self.variants.values() for task in variant.tasks or ()),
+            *(("after", variant.after, tuple(TASKS)) for variant in self.variants.values() if variant.after),
         ]:
             if value not in known:
                 raise ValueError(f"{name}: '{value}' is none{did_you_mean(value, known)} of {', '.join(known)}")
+        for name, variant in self.variants.items():
+            if variant.after in (variant.tasks or self.tasks):
+                raise ValueError(f"variant '{name}': after {variant.after} comes another task; name its own in `tasks`")
         return self
 
 
@@ -254,20 +261,23 @@ class _Finetuning(_Training):
     task: str
     head: dict[str, Any]
     pretraining: _Pretraining
+    after: str | None
+    """The task that comes first, in a folder within this run's."""
 
     leftovers: ClassVar[tuple[str, ...]] = ("model", "checkpoints")
     """Weights of hundreds of runs fill a disk; the same settings make them again."""
 
     def train(self, resume: bool) -> object:
-        return finetune(
-            self.task,
-            self.stores,
-            self.folder,
-            make_config(FinetuneConfig, self.config),
-            start_from=self.pretraining.folder / "model",
-            head=self.head,
-            resume=resume,
-        )
+        config, start = make_config(FinetuneConfig, self.config), self.pretraining.folder / "model"
+        if self.after:
+            first = self.folder / "first"
+            if not (first / "evaluation.json").is_file():
+                self._finetune(self.after, first, config, start, resume=(first / "config.json").is_file())
+            config, start = config.model_copy(update={"weights": "pretrained"}), first / "model"
+        return self._finetune(self.task, self.folder, config, start, resume=resume)
+
+    def _finetune(self, task: str, out: Path, config: FinetuneConfig, start: Path, *, resume: bool) -> object:
+        return finetune(task, self.stores, out, config, start_from=start, head=self.head, resume=resume)
 
 
 @dataclass(frozen=True)
@@ -313,7 +323,9 @@ def run_plan(
         file = out / (f"results-{number}-of-{parts}.jsonl" if parts > 1 else "results.jsonl")
         corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
         for task, corpus in corpora.items():  # before anything is trained
-            read_targets(TASKS[task], corpus)
+            first = {each.after for each in plan.variants.values() if each.after and task in (each.tasks or plan.tasks)}
+            for name in (task, *first):
+                read_targets(TASKS[name], corpus)
         hashes = {task: corpus.content_hash for task, corpus in corpora.items()}
         results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
         out.mkdir(parents=True, exist_ok=True)
@@ -406,9 +418,10 @@ def _results(
                 tuned = {**settings.finetuning, "seed": seed}
                 if not config["steps"]:
                     tuned["weights"] = "random"  # so that the seed varies the encoders' first weights too
-                own = _key(key, task, _deciding(tuned), settings.head, hashes[task])
+                after = plan.variants[variant].after
+                own = _key(key, task, _deciding(tuned), settings.head, hashes[task], *([after] if after else []))
                 folder = out / "finetuning" / f"{task}-{own}"
-                run = _Finetuning(own, folder, tuned, tuple(stores[task]), task, settings.head, before)
+                run = _Finetuning(own, folder, tuned, tuple(stores[task]), task, settings.head, before, after)
                 results.append(_Result(variant, seed, run))
     return results
 
@@ -424,6 +437,7 @@ def _row(plan: Plan, result: _Result, corpus: Corpus, out: Path) -> ResultRow:
         "varies": "pre-training and fine-tuning" if plan.vary_pretraining else "fine-tuning",
         "variant": result.variant,
         "about": variant.about,
+        "after": variant.after,
         "expected": variant.expected,
         "order": list(plan.variants).index(result.variant),
         "task": run.task,

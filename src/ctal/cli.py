@@ -502,9 +502,9 @@ class _AblateCommand(TyperCommand):
 _PLAN_HELP = (
     "A **plan of your own** is a YAML file with `size`, `seeds`, `base` (a variant's name) and `variants`: name → "
     "fields that differ, in `pretraining:` and `finetuning:` (those of `--set` there; `pretraining: {steps: 0}` is "
-    "none). A variant may also have `about`, `tasks`, and `expected: worse` or `better`, the claim that the report "
-    "judges; a plan `about`, `tasks`, `vocab_size`, `vary_pretraining`, and `pretraining:` and `finetuning:` of all "
-    "variants."
+    "none). A variant may also have `about`, `tasks`, `after: emotion` (or another task that it is fine-tuned for "
+    "first), and `expected: worse` or `better`, the claim that the report judges; a plan `about`, `tasks`, "
+    "`vocab_size`, `vary_pretraining`, and `pretraining:` and `finetuning:` of all variants."
 )
 
 
