@@ -37,6 +37,7 @@ from ctal.corpora.demo.synthesis import (
     require_espeak,
 )
 from ctal.errors import InputError
+from ctal.files import ASIDE, file_aside
 from ctal.processes import follow_parent
 
 _AUDIO = "audio"
@@ -45,7 +46,7 @@ _CARD = "card.md"
 _CARD_JSON = "card.json"
 _MARK = ".ctal-demo"
 """Holds the fingerprint of the corpus that is made or being made here; without it a folder is not ours."""
-_OURS = {_MARK, _AUDIO, *(f"{name}{suffix}" for name in (_UTTERANCES, _CARD, _CARD_JSON) for suffix in ("", ".tmp"))}
+_OURS = {_MARK, _AUDIO, *(f"{name}{suffix}" for name in (_UTTERANCES, _CARD, _CARD_JSON) for suffix in ("", ASIDE))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +274,5 @@ def _claim(root: Path, fingerprint: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    with file_aside(path) as file:
+        file.write(text.encode())
