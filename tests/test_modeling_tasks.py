@@ -129,14 +129,15 @@ def test_weights_of_labels_scale_the_loss_of_their_utterances() -> None:
     torch.testing.assert_close(output.loss, (each * weights[LABELS]).mean())
 
 
-def test_a_regression_is_judged_by_l1() -> None:
-    model = task_model(labels=1, problem_type="regression", fusion="concat")
+@pytest.mark.parametrize(("loss", "power"), [("l1", 1), ("mse", 2)])
+def test_a_regression_is_judged_by_what_is_asked_for(loss: str, power: int) -> None:
+    model = task_model(labels=1, problem_type="regression", fusion="concat", regression_loss=loss)
     scores = torch.tensor([-3.0, 0.5, 1.0, 3.0])
 
     output = model(**BATCH, labels=scores)
 
     assert output.logits.shape == (4, 1)
-    torch.testing.assert_close(output.loss, (output.logits[:, 0] - scores).abs().mean())
+    torch.testing.assert_close(output.loss, (output.logits[:, 0] - scores).abs().pow(power).mean())
 
 
 def test_a_margin_makes_the_right_speaker_harder_in_training_alone() -> None:
@@ -180,6 +181,7 @@ def test_a_task_starts_from_the_encoders_of_a_pretrained_model(tmp_path: Path) -
         ({"fusion": "orthogonl"}, "did you mean 'orthogonal'"),
         ({"orthogonal_norm": "other"}, "use cosine, reference"),
         ({"speaker_loss": "aamm"}, "did you mean 'aam'"),
+        ({"regression_loss": "l2"}, "use l1, mse"),
         ({"head_dropout_prob": 1.0}, "head_dropout_prob"),
         ({"orthogonality_weight": -1.0}, "orthogonality_weight"),
     ],

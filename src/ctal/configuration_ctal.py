@@ -151,6 +151,9 @@ class CtalConfig(_CheckedConfig):
     """`reference` divides by the audio's norm twice, as the authors' code does (docs/parity.md)."""
     head_dropout_prob: float = 0.1
     """Dropout of the fused vector in training. The authors' code builds it without applying it."""
+    regression_loss: str = "l1"
+    """Of a score, such as sentiment: `l1` (the paper's) or `mse`, which learns rare large departures sooner
+    (docs/results.md)."""
     speaker_loss: str = "softmax"
     """Of speaker verification: `softmax` (cross-entropy, the paper's) or `aam` (additive angular margin)."""
     speaker_margin: float = 0.2
@@ -165,6 +168,7 @@ class CtalConfig(_CheckedConfig):
         choices = {
             "fusion": tuple(FUSIONS),
             "orthogonal_norm": ("cosine", "reference"),
+            "regression_loss": ("l1", "mse"),
             "speaker_loss": ("softmax", "aam"),
             "position_init": ("sinusoidal", "normal"),
         }
@@ -291,7 +295,7 @@ def architecture_fields() -> dict[str, Any]:
 HEAD_FIELDS = (
     *("fusion", "use_weighted_layer_sum", "standardise_pools"),
     *("orthogonality_weight", "orthogonal_norm", "head_dropout_prob"),
-    *("speaker_loss", "speaker_margin", "speaker_scale"),
+    *("regression_loss", "speaker_loss", "speaker_margin", "speaker_scale"),
 )
 """Fields of `CtalConfig` that concern the head of a task alone."""
 

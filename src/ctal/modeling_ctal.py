@@ -79,7 +79,7 @@ class CtalTaskOutput(ModelOutput):
     loss: Tensor | None = None
     """`task_loss + orthogonality_weight · orthogonality_loss`."""
     task_loss: Tensor | None = None
-    """Cross-entropy in nats, or L1 of a regression, an utterance."""
+    """Cross-entropy in nats, or `regression_loss` of a score, an utterance."""
     orthogonality_loss: Tensor | None = None
     """Sum of |cos| between the pools of text and audio, an utterance (paper, section 3.5)."""
     logits: Tensor | None = None
@@ -785,11 +785,12 @@ class _CtalForTask(CtalPreTrainedModel):
 
 
 class CtalForSequenceClassification(_CtalForTask):
-    """An emotion or another class of an utterance; with `problem_type="regression"` and one label, a score (L1)."""
+    """An emotion or another class of an utterance; with `problem_type="regression"` and one label, a score."""
 
     def _loss(self, logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None) -> Tensor:
         if self.config.problem_type == "regression":
-            return F.l1_loss(logits_BC[:, 0], labels_B.float(), reduction="sum")
+            loss = F.l1_loss if self.config.regression_loss == "l1" else F.mse_loss
+            return loss(logits_BC[:, 0], labels_B.float(), reduction="sum")
         return super()._loss(logits_BC, labels_B, weights_C)
 
 
