@@ -102,9 +102,8 @@ def make_protocol(
         else:
             train, validation = groups.inner_split(np.concatenate(others), validation_share, in_pairs)
         folds.append(Fold(label, rows[np.sort(train)], rows[np.sort(validation)], rows[np.sort(test)]))
-    chosen = f"the epoch is chosen on other {groups.unit} of the training part" if validation_share else _LAST
-    chosen = _ON_TEST if name == "paper" else chosen
-    said = f"{kind}, {len(folds)} folds; {chosen}"
+    chosen = groups.chosen_by_others if validation_share else _LAST
+    said = f"{kind}, {len(folds)} folds; {_ON_TEST if name == 'paper' else chosen}"
     if kind == "leave-one-session-out" and (shared := groups.in_several_sessions()):
         said += f"; {shared} speakers are in several sessions, so in the training part too"
     return _protocol(corpus, name if name == "paper" else kind, said, folds)
@@ -123,7 +122,8 @@ class _Groups:
     def __init__(self, corpus: Corpus, rows: np.ndarray) -> None:
         names = [corpus.speakers[row] for row in rows]
         self.owners, self.by_speaker = voices_of(corpus, rows)
-        self.unit = "speakers" if self.by_speaker else "utterances (no speakers are named, so voices may be shared)"
+        unit = "speakers" if self.by_speaker else "utterances (no speakers are named, so voices may be shared)"
+        self.chosen_by_others = f"the epoch is chosen on other {unit} of the training part"
         self.names = names
         self.sessions = [corpus.labels[row].get("session") for row in rows]
         self.have_sessions = None not in self.sessions
@@ -203,7 +203,7 @@ def _published_split(
         said += f"; {_LAST}, for nobody in the training part has two recordings to choose it by"
     elif not len(parts["validation"]):
         parts["train"], parts["validation"] = groups.inner_split(parts["train"], validation_share, in_pairs)
-        said += f"; the epoch is chosen on other {groups.unit} of its training part"
+        said += f"; {groups.chosen_by_others}"
     if not len(parts["test"]) and not len(parts["validation"]):
         said += "; it has no test part, so nothing is measured"
     elif not len(parts["test"]):
