@@ -33,6 +33,7 @@ variants:
   both: {}
   scratch: {pretraining: {steps: 0}, expected: worse}
   concat: {finetuning: {fusion: concat}}
+  second: {pretraining: {steps: 0}, after: sentiment}
 """
 
 
@@ -69,11 +70,11 @@ def done(plan_file: Path, labelled: Labelled, tmp_path_factory: pytest.TempPathF
 
 def test_every_variant_and_seed_has_one_row_that_says_what_it_is(done: Path):
     found = rows(done / "results.jsonl")
-    assert set(found) == {(variant, seed) for variant in ("both", "scratch", "concat") for seed in (0, 1)}
+    assert set(found) == {(variant, seed) for variant in ("both", "scratch", "concat", "second") for seed in (0, 1)}
     for (variant, seed), row in found.items():
         assert row["config"]["seed"] == seed
         assert row["head"]["fusion"] == ("concat" if variant == "concat" else "orthogonal")
-        assert (row["pretraining"] is None) == (variant == "scratch")
+        assert (row["pretraining"] is None) == (variant in ("scratch", "second"))
         assert 0 <= row["metrics"]["ua"] <= 1
         assert row["seconds"] > 0
         assert row["peak_memory_mb"] > 100
@@ -115,6 +116,8 @@ def test_a_row_that_was_cut_short_is_written_again(done: Path, plan_file: Path, 
 
 IN_PRETRAINING = "pretraining/*/checkpoints/*"
 IN_FINETUNING = "finetuning/*/checkpoints/*"
+IN_A_FIRST_TASK = "finetuning/*/first/checkpoints/*"
+BEHIND_A_FIRST_TASK = "finetuning/*/first/evaluation.json"
 AFTER_A_RESULT = "results.jsonl"
 
 
@@ -125,6 +128,8 @@ AFTER_A_RESULT = "results.jsonl"
         (signal.SIGKILL, IN_FINETUNING),
         (signal.SIGKILL, AFTER_A_RESULT),
         (signal.SIGTERM, IN_FINETUNING),
+        (signal.SIGTERM, IN_A_FIRST_TASK),
+        (signal.SIGKILL, BEHIND_A_FIRST_TASK),
     ],
 )
 def test_an_interruption_changes_no_row(
@@ -147,7 +152,7 @@ def test_an_interruption_changes_no_row(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (143 if end == signal.SIGTERM else -end), errors
     kept = results(out / "results.jsonl") if (out / "results.jsonl").is_file() else {}
-    assert len(kept) < 6
+    assert len(kept) < 8
     run(load_plan(str(plan_file)), labelled.split, out)
     assert results(out / "results.jsonl") == results(done / "results.jsonl")
     resumed = [row["resumed"] for row in rows(out / "results.jsonl").values()]
@@ -197,7 +202,7 @@ def test_a_changed_plan_replaces_its_rows(
         ("pretraining: {steps: 0}", "pretraining: {frame_stak: 4}", "variant 'scratch': .*did you mean 'frame_stack'"),
         ("expected: worse", "expectd: worse", "expectd.*did you mean 'expected'"),
         ("expected: worse", "after: sentimnt", "did you mean 'sentiment'"),
-        ("expected: worse", "after: emotion", "variant 'scratch': after emotion comes another task"),
+        ("expected: worse", "after: emotion", "variant 'scratch': is fine-tuned for emotion first"),
         ("size: nano", "size: nanno", "did you mean 'nano'"),
         ("base: both", "base: bot", "did you mean 'both'"),
         ("tasks: [emotion]", "tasks: [emotions]", "did you mean 'emotion'"),
@@ -255,29 +260,24 @@ def test_a_store_that_is_not_there_is_one_line(plan_file: Path, tmp_path: Path):
         run(load_plan(str(plan_file)), tmp_path / "nowhere", tmp_path / "work")
 
 
-def test_a_variant_after_another_task_starts_from_the_model_for_it(labelled: Labelled, tmp_path: Path) -> None:
+def test_a_variant_after_another_task_starts_from_the_model_for_it(done: Path) -> None:
     """Also one without pre-training, whose second stage must not start from scratch again."""
-    plan = Plan(
-        name="two",
-        size="nano",
-        vocab_size=280,
-        tasks=("sentiment",),
-        seeds=1,
-        base="after emotion",
-        pretraining={"steps": 0},
-        finetuning={"epochs": 1, "batch_frames": 400, "precision": "fp32"},
-        variants={"after emotion": {"after": "emotion"}, "alone": {}},  # pyright: ignore[reportArgumentType]
-    )
-    out = tmp_path / "out"
-    found = rows(run(plan, labelled.split, out))
-    after, alone = found["after emotion", 0], found["alone", 0]
-    folder = out / after["run"]
+    row = rows(done / "results.jsonl")["second", 0]
+    folder = done / row["run"]
     first, second = (json.loads((where / "evaluation.json").read_text()) for where in (folder / "first", folder))
-    assert (first["task"], second["task"]) == ("emotion", "sentiment")
+    assert (first["task"], second["task"], row["after"]) == ("sentiment", "emotion", "sentiment")
     assert second["start_from"]["path"] == str(folder / "first" / "model")
-    assert (after["config"]["weights"], alone["config"]["weights"]) == ("pretrained", "random")
-    assert after["metrics"] != alone["metrics"]
+    assert second["start_from"]["sha256"] != first["start_from"]["sha256"]
+    assert (first["config"]["weights"], second["config"]["weights"]) == ("random", "pretrained")
     assert not list(folder.rglob("*.safetensors"))
+
+
+def test_a_first_task_that_would_see_what_the_second_is_judged_on_is_refused_at_once(
+    plan_file: Path, labelled: Labelled, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"variant 'second': after sentiment: .*a split of its own"):
+        run(load_plan(str(plan_file)), labelled.store, tmp_path / "out")
+    assert not (tmp_path / "out" / "pretraining").exists()
 
 
 def test_trainings_take_turns_on_the_gpus_that_the_user_has_chosen() -> None:

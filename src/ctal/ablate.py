@@ -4,7 +4,8 @@ A workspace holds
 
     OUT/results.jsonl     a row for each (plan, variant, task, seed); `results-1-of-4.jsonl` of the first of four shards
     OUT/pretraining/KEY/  a pre-training, shared by all that differs in fine-tuning only, of whatever plan
-    OUT/finetuning/KEY/   a fine-tuning's evaluation and predictions, without its weights
+    OUT/finetuning/KEY/   a fine-tuning's evaluation and predictions, without its weights; in `first` those of the
+                          task that came before it
     OUT/tokenizer-KEY/    the tokenizer, where none is given
 
 and KEY is a hash of everything that decides the result: data, tokenizer, settings, seeds. So nothing is computed twice,
@@ -20,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -40,6 +40,7 @@ from ctal.objective import open_corpus
 from ctal.precision import fast_precision
 from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, new_processor, pretrain
 from ctal.processes import Cost, measured, training_pool, usable_cores
+from ctal.protocols import make_protocol
 from ctal.recipes import (
     FINETUNING,
     HARMLESS,
@@ -70,7 +71,7 @@ class Variant(BaseModel):
     """Fields of the run and of the head."""
     after: str | None = None
     """Another task that it is fine-tuned for first, with the same fields, data and seed (`ctal finetune --from`; Phang
-    et al., 2018)."""
+    et al., 2018). Both must be judged on the same part, which a corpus with a split of its own gives."""
     expected: Literal["worse", "better"] | None = None
     """What the paper claims of it, compared with the base."""
     tasks: tuple[str, ...] | None = None
@@ -115,7 +116,10 @@ class Plan(BaseModel):
                 raise ValueError(f"{name}: '{value}' is none{did_you_mean(value, known)} of {', '.join(known)}")
         for name, variant in self.variants.items():
             if variant.after in (variant.tasks or self.tasks):
-                raise ValueError(f"variant '{name}': after {variant.after} comes another task; name its own in `tasks`")
+                raise ValueError(
+                    f"variant '{name}': is fine-tuned for {variant.after} first, so that cannot be among its tasks; "
+                    "list the others in `tasks`"
+                )
         return self
 
 
@@ -193,6 +197,10 @@ class _Settings:
         return cls(pretraining, architecture, finetuning, head)
 
 
+_FIRST = "first"
+"""Folder within a run's, of the task that comes before its own."""
+
+
 @dataclass(frozen=True)
 class _Training:
     """One run in a folder of its own, which is done once what it took is written there."""
@@ -214,13 +222,13 @@ class _Training:
         with _alone(self.folder):
             if self.is_done:
                 return
-            resume = any(any(self.folder.glob(place)) for place in ("config.json", "folds/*"))
-            _, cost = measured(partial(self.train, resume))
-            _write_cost(self.folder, None if resume else cost)
+            was_begun = _is_begun(self.folder) or _is_begun(self.folder / _FIRST)
+            _, cost = measured(self.train)
+            _write_cost(self.folder, None if was_begun else cost)
             _remove(self.folder, *self.leftovers)
 
-    def train(self, resume: bool) -> object:
-        """Leaves in the folder what the run is for."""
+    def train(self) -> object:
+        """Leaves in the folder what the run is for, or goes on with it."""
         raise NotImplementedError
 
 
@@ -232,7 +240,7 @@ class _Pretraining(_Training):
     architecture: dict[str, Any]
     tokenizer: Path
 
-    def train(self, resume: bool) -> object:
+    def train(self) -> object:
         if not self.config["steps"]:
             return self._start()
         return pretrain(
@@ -242,7 +250,7 @@ class _Pretraining(_Training):
             size=self.size,
             architecture=self.architecture,
             tokenizer=self.tokenizer,
-            resume=resume,
+            resume=_is_begun(self.folder),
             diagnosed=False,
         )
 
@@ -267,17 +275,17 @@ class _Finetuning(_Training):
     leftovers: ClassVar[tuple[str, ...]] = ("model", "checkpoints")
     """Weights of hundreds of runs fill a disk; the same settings make them again."""
 
-    def train(self, resume: bool) -> object:
+    def train(self) -> object:
         config, start = make_config(FinetuneConfig, self.config), self.pretraining.folder / "model"
         if self.after:
-            first = self.folder / "first"
+            first = self.folder / _FIRST
             if not (first / "evaluation.json").is_file():
-                self._finetune(self.after, first, config, start, resume=(first / "config.json").is_file())
+                self._finetune(self.after, first, config, start)
             config, start = config.model_copy(update={"weights": "pretrained"}), first / "model"
-        return self._finetune(self.task, self.folder, config, start, resume=resume)
+        return self._finetune(self.task, self.folder, config, start)
 
-    def _finetune(self, task: str, out: Path, config: FinetuneConfig, start: Path, *, resume: bool) -> object:
-        return finetune(task, self.stores, out, config, start_from=start, head=self.head, resume=resume)
+    def _finetune(self, task: str, out: Path, config: FinetuneConfig, start: Path) -> object:
+        return finetune(task, self.stores, out, config, start_from=start, head=self.head, resume=_is_begun(out))
 
 
 @dataclass(frozen=True)
@@ -287,6 +295,28 @@ class _Result:
     variant: str
     seed: int
     run: _Finetuning
+
+    def check_first_task(self, corpus: Corpus) -> None:
+        """Raises `InputError` where a first task would train on what the second is judged on."""
+        if self.run.after is None:
+            return
+        first, second = TASKS[self.run.after], TASKS[self.run.task]
+        config = make_config(FinetuneConfig, self.run.config)
+        one, other = (
+            make_protocol(
+                config.protocol,
+                corpus,
+                read_targets(task, corpus).rows,
+                config.validation_share,
+                in_pairs=task.compares,
+            )
+            for task in (first, second)
+        )
+        if one.checksum != other.checksum or len(one.folds) > 1:
+            raise InputError(
+                f"variant '{self.variant}': after {first.name}: would be judged for {second.name} on what it has been "
+                f"trained on for {first.name}; prepare the corpus with a split of its own, and label all for both"
+            )
 
 
 def run_plan(
@@ -323,11 +353,11 @@ def run_plan(
         file = out / (f"results-{number}-of-{parts}.jsonl" if parts > 1 else "results.jsonl")
         corpora = {task: open_corpus(stores[task]) for task in plan.tasks}
         for task, corpus in corpora.items():  # before anything is trained
-            first = {each.after for each in plan.variants.values() if each.after and task in (each.tasks or plan.tasks)}
-            for name in (task, *first):
-                read_targets(TASKS[name], corpus)
+            read_targets(TASKS[task], corpus)
         hashes = {task: corpus.content_hash for task, corpus in corpora.items()}
         results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
+        for result in results[: len(results) // plan.seeds]:
+            result.check_first_task(corpora[result.run.task])
         out.mkdir(parents=True, exist_ok=True)
         wanted, rows = results[number - 1 :: parts], _Rows(file)
         rows.drop_outdated(plan, results, hashes)
@@ -546,6 +576,11 @@ def _alone(folder: Path) -> Iterator[None]:
         # A POSIX lock: one of `flock` would live on in forked loader workers when this process is killed.
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a run in it is there to go on with."""
+    return any(any(folder.glob(place)) for place in ("config.json", "folds/*"))
 
 
 def _write_cost(folder: Path, cost: Cost | None) -> None:

@@ -93,9 +93,9 @@ class CtalAudioConfig(_EncoderConfig):
     feature_size: int = 160
     """Dimensions of a frame."""
     cmvn: str = "utterance"
-    """What a new model's features are normalised by: each `utterance`, as the authors' are; constants, once its `level`
-    is subtracted, which leave in them how coloured a voice is; or constants alone, `fixed`, which leave in them how
-    loud it was recorded too (docs/results.md)."""
+    """What a new model's features are normalised by: `utterance`: each recording's own mean and deviation, as the
+    authors' are; `fixed`: constants, so that how loud and how coloured a voice is stays in them; `level`: the same once
+    every recording is as loud, so that only its colour stays (docs/results.md)."""
     max_position_embeddings: int = 3000
     """Learned positions, one a step of `frame_stack` frames."""
     frame_stack: int = 1

@@ -31,7 +31,7 @@ NUM_MEL = 80
 DeltaOrder = Literal[0, 1, 2]
 Cmvn = Literal["utterance", "level", "fixed", "none"]
 """What features are normalised by: each recording's own mean and deviation of every dimension, as the authors have it;
-its level, one number, and then constants, so that how coloured a voice is stays in them; constants alone, so that how
+constants, once it is brought to one level, so that how coloured a voice is stays in them; constants alone, so that how
 loud it was recorded does too; or nothing."""
 
 _LOG_OFFSET = 1e-6
@@ -56,9 +56,10 @@ _ANALYSIS: dict[FeatureType, _Analysis] = {
 _DEVIATIONS = (4.0, 0.5, 0.25)
 """Likewise, of static features and of their deltas of each order (`mel` of LibriSpeech: -7.4, 3.9, 0.5, 0.26; of EmoDB:
 -5.8, 4.2, 0.6, 0.34). Models depend on these numbers: others need another name than `fixed` and `level`."""
-_MEAN_BESIDE_LEVEL = -2.0
-"""Likewise, of static features from which the level of their recording is subtracted (LibriSpeech: -1.9 to -2.1; EmoDB:
--2.0; `fbank` alike)."""
+_LEVEL = 10 ** (-23 / 20)
+"""Of `level`: root mean square of a recording, 23 dB below full scale, where these constants fit read speech."""
+_LEAST_LEVEL = 1e-4
+"""What is quieter, 80 dB below full scale, is raised by no more than this is: it may be silence."""
 
 
 class Features(NamedTuple):
@@ -96,6 +97,8 @@ def extract_features_batch(
     An utterance of fewer than 9 frames, too short for the authors' code, gets deltas over the widest odd window that
     fits; one or two frames have deltas of 0, and with `cmvn="utterance"` a single frame is all 0.
     """
+    if cmvn == "level":
+        waves = [at_one_level(wave) for wave in waves]
     lengths = torch.tensor([num_frames(len(wave), feature_type) for wave in waves], device=waves[0].device)
     mask_BT = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     static_BTM = torch.zeros(*mask_BT.shape, NUM_MEL, device=lengths.device)
@@ -104,11 +107,8 @@ def extract_features_batch(
     features_BTD = torch.cat(orders, dim=-1)
     if cmvn == "utterance":
         features_BTD = normalize(features_BTD, mask_BT)
-    elif cmvn == "level":
-        mean_B11 = _level(static_BTM, mask_BT)[:, None, None] + _MEAN_BESIDE_LEVEL
-        features_BTD = standardize(features_BTD, mean_B11, delta_order)
-    elif cmvn == "fixed":
-        features_BTD = standardize(features_BTD, _ANALYSIS[feature_type].mean, delta_order)
+    elif cmvn in ("level", "fixed"):
+        features_BTD = standardize(features_BTD, feature_type, delta_order)
     return Features(features_BTD * mask_BT[..., None], lengths)
 
 
@@ -166,17 +166,18 @@ def normalize(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     return centred / std.clamp_min(_MIN_STD)
 
 
-def standardize(features_BTD: Tensor, mean: float | Tensor, delta_order: DeltaOrder) -> Tensor:
-    """About mean 0 and standard deviation 1 over much read speech, of which `mean` is that of the static features."""
+def standardize(features_BTD: Tensor, feature_type: FeatureType, delta_order: DeltaOrder) -> Tensor:
+    """About mean 0 and standard deviation 1 over much read speech, by constants: the same for every recording."""
     static_BTM, deltas_BTD = features_BTD[..., :NUM_MEL], features_BTD[..., NUM_MEL:]
     deviations_D = features_BTD.new_tensor(_DEVIATIONS[1 : 1 + delta_order]).repeat_interleave(NUM_MEL)
-    return torch.cat([(static_BTM - mean) / _DEVIATIONS[0], deltas_BTD / deviations_D], dim=-1)
+    static_BTM = (static_BTM - _ANALYSIS[feature_type].mean) / _DEVIATIONS[0]
+    return torch.cat([static_BTM, deltas_BTD / deviations_D], dim=-1)
 
 
-def _level(static_BTM: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B,) log of the mean over time of the geometric mean over channels: of speech, and so hardly of its pauses."""
-    frame_BT = static_BTM.mean(-1).masked_fill(~mask_BT, -torch.inf)
-    return frame_BT.logsumexp(1) - mask_BT.sum(1).log()
+def at_one_level(wave: Tensor) -> Tensor:
+    """The recording (num_samples,) as loud as every other: the root mean square about its mean is `_LEVEL`."""
+    wave = wave.float()
+    return wave * (_LEVEL / wave.std(correction=0).clamp_min(_LEAST_LEVEL))
 
 
 @cache

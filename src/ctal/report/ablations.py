@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ctal.configuration_ctal import HEAD_FIELDS, CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
 from ctal.report.comparisons import Ablation, Effect, Line, Result, compare, read_results
@@ -370,7 +371,9 @@ def _settings(result: Result) -> dict[str, str]:
     config = {name: value for name, value in result.config.items() if name != "seed"}
     earlier = before.config if before else {}
     fields = {f"pre-training {name}": value for name, value in earlier.items() if name not in ("seed", "steps")}
-    given = {"size": result.size, "pre-training": said, **fields, **config, **result.head}
+    head = {name: getattr(CtalConfig, name) for name in HEAD_FIELDS} | dict(result.head)  # rows of earlier versions
+    before_it = {"size": result.size, "pre-training": said, **fields, "first task": result.after or "none"}
+    given = {**before_it, **config, **head}
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in given.items()

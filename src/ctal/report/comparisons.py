@@ -76,6 +76,8 @@ class Result(BaseModel):
     varies: str
     variant: str
     about: str
+    after: str | None = None
+    """The task that it was fine-tuned for first."""
     expected: Literal["worse", "better"] | None
     order: int
     task: str
