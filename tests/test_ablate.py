@@ -222,7 +222,6 @@ def test_a_mistake_in_a_plan_names_it(tmp_path: Path, right: str, wrong: str, me
 
 def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
     assert plan_names() == [
-        "finetuning",
         "heads",
         "model",
         "paper-claims",
@@ -231,6 +230,7 @@ def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
         "quirks",
         "real-emotion",
         "real-verification",
+        "sentiment",
     ]
     for name in plan_names():
         assert load_plan(name).about
