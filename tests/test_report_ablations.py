@@ -435,6 +435,14 @@ def test_settings_that_differ_stand_beside_their_variant(tmp_path: Path) -> None
     assert "settings of all rows: size mini, pre-training 800 steps on 1.07 h, epochs 4\n" in markdown
 
 
+def test_a_first_task_is_a_setting_and_what_an_earlier_version_did_not_say_is_the_default(tmp_path: Path) -> None:
+    more = {"after": "sentiment", "head": {"fusion": "concat", "regression_loss": "l1"}}
+    told = [each | (more if each["variant"] == SAME else {}) for each in made()]
+    _, markdown = report(write(tmp_path / "results.jsonl", told), to=tmp_path)
+    (line,) = [line for line in markdown.splitlines() if line.startswith(f"- {SAME}: ")]
+    assert set(line.removeprefix(f"- {SAME}: ").split(", ")) == {"fusion concat", "first task sentiment"}
+
+
 def test_labels_of_an_axis_never_overlap() -> None:
     for ticks in ([-0.0025, 0.0, 0.0025, 0.005], np.arange(-24, 17, 2.0).tolist(), [57.6, 58.2, 58.8]):
         labels = re.findall(r'<text x="([\d.]+)"[^>]*>([^<]+)<', Scale(ticks).axis())

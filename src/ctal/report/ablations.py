@@ -371,25 +371,34 @@ def _settings(result: Result) -> dict[str, str]:
     config = {name: value for name, value in result.config.items() if name != "seed"}
     earlier = before.config if before else {}
     fields = {f"pre-training {name}": value for name, value in earlier.items() if name not in ("seed", "steps")}
-    head = {name: getattr(CtalConfig, name) for name in HEAD_FIELDS} | dict(result.head)  # rows of earlier versions
-    before_it = {"size": result.size, "pre-training": said, **fields, "first task": result.after or "none"}
-    given = {**before_it, **config, **head}
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in given.items()
-    }
+    first = {"first task": result.after} if result.after else {}
+    given = {"size": result.size, "pre-training": said, **fields, **first, **config, **result.head}
+    return {name: _said(value) for name, value in given.items()}
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+_UNSAID = {"first task": "none", **{name: _said(getattr(CtalConfig, name)) for name in HEAD_FIELDS}}
+"""What settings are that a row does not name, for one of an earlier version has no field for them."""
+
+
+def _setting(settings: Mapping[str, str], name: str) -> str:
+    return settings.get(name, _UNSAID.get(name, "not set"))
 
 
 def _values(results: Iterable[Result], name: str) -> str:
     """Of a setting; several where seeds differ in it."""
-    return " or ".join(dict.fromkeys(_settings(each).get(name, "not set") for each in results))
+    return " or ".join(dict.fromkeys(_setting(_settings(each), name) for each in results))
 
 
 def _shared(results: Sequence[Result]) -> tuple[dict[str, str], list[str]]:
     """Settings that all results share, and names of the others."""
     settings = [_settings(each) for each in results]
     names = dict.fromkeys(name for each in settings for name in each)
-    shared = {name: settings[0][name] for name in names if len({each.get(name) for each in settings}) == 1}
+    values = {name: {_setting(each, name) for each in settings} for name in names}
+    shared = {name: next(iter(one)) for name, one in values.items() if len(one) == 1}
     return shared, [name for name in names if name not in shared]
 
 
