@@ -380,6 +380,20 @@ def test_sigterm_saves_exits_with_143_and_resume_goes_on_bit_for_bit(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+def test_a_signal_in_the_last_step_ends_the_run_once_it_is_saved(
+    tiny: TinyCorpus, tmp_path: Path, uninterrupted: Path
+) -> None:
+    """What follows a training, such as judging the model or another training, may take long."""
+    last = KILLED["steps"]
+    stopped = CtalProcess(pretrain_arguments(tiny, tmp_path / "run", **KILLED), tmp_path, ("term", last)).wait()
+    assert stopped.code == 143
+    assert stopped.errors.splitlines()[-1].startswith(f"ctal: stopped by SIGTERM after step {last}; ")
+    assert not (tmp_path / "run" / "report.html").exists()
+    resume(tiny, tmp_path)
+    assert (tmp_path / "run" / "report.html").exists()
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
 @pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
 def test_a_signal_to_the_whole_group_spares_the_workers_until_the_checkpoint_is_written(
     tiny: TinyCorpus, tmp_path: Path, number: signal.Signals, code: int, name: str
