@@ -152,8 +152,7 @@ class CtalConfig(_CheckedConfig):
     head_dropout_prob: float = 0.1
     """Dropout of the fused vector in training. The authors' code builds it without applying it."""
     regression_loss: str = "l1"
-    """Of a score, such as sentiment: `l1` (the paper's) or `mse`, which learns rare large departures sooner
-    (docs/results.md)."""
+    """Of a score, such as sentiment: `l1` (the paper's) or `mse`, the squared error."""
     speaker_loss: str = "softmax"
     """Of speaker verification: `softmax` (cross-entropy, the paper's) or `aam` (additive angular margin)."""
     speaker_margin: float = 0.2
