@@ -189,7 +189,7 @@ def test_a_changed_plan_replaces_its_rows(
     with monkeypatch.context() as patch:
         patch.setattr(ctal.ablate, "_run_missing", lambda *_: None)
         run(plan.model_copy(update={"variants": changed}), labelled.split, done)
-        assert {variant for variant, _ in rows(done / "results.jsonl")} == {"both", "scratch"}
+        assert {variant for variant, _ in rows(done / "results.jsonl")} == {"both", "scratch", "second"}
     run(plan, labelled.split, done)
     assert sorted((done / "results.jsonl").read_text().splitlines()) == sorted(before.splitlines())
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -292,22 +291,13 @@ def test_waiting_threads_give_up_their_cores_unless_told_otherwise(variables: di
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
 
 
-def test_help_and_import_are_quick_and_without_torch() -> None:
+def test_help_waits_for_nothing_heavy() -> None:
+    """What takes the time; how long it is depends on the machine (`python -m benchmarks startup`)."""
+    heavy = {"torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "sklearn", "pyarrow", "pydantic"}
     code = "import atexit, sys; sys.argv = ['ctal', '--help']; from ctal.cli import main\n"
-    code += "atexit.register(lambda: print('torch' in sys.modules, 'transformers' in sys.modules)); main()"
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
-        assert shown.stdout.endswith("False False\n")
-    assert min(seconds) < 0.6, seconds
-    imports = []
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import ctal"], check=True)
-        imports.append(time.perf_counter() - began)
-    assert min(imports) < 0.3, imports
+    code += f"atexit.register(lambda: print({heavy} & sys.modules.keys())); main()"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.endswith("set()\n")
 
 
 # The wheel --------------------------------------------------------------------------------------------------------
