@@ -231,22 +231,20 @@ class _Loop:
                         self._validate()
                     if is_due or self.is_ending:
                         self._save()
-                    if self.is_ending and not last:
-                        raise self._terminated()
-            # In the last step or its validation; judging the model, and another training behind it, may take long.
+                    if self.is_ending:
+                        break
+            # Asked again, for it may have come in the last validation; judging the model, and another training behind
+            # it, may take long.
             if self._reduce(torch.tensor(float(self.signal is not None))) > 0:
-                raise self._terminated()
+                number = self.signal or signal.SIGTERM  # that of another rank is not known
+                name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+                raise Terminated(f"stopped by {name} after step {self.state.step}; go on with --resume", number)
             return self.state.best_metrics
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             if self.writer:
                 self.writer.close()
-
-    def _terminated(self) -> Terminated:
-        number = self.signal or signal.SIGTERM  # that of another rank is not known
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        return Terminated(f"stopped by {name} after step {self.state.step}; go on with --resume", number)
 
     def _start(self, resume: bool) -> Iterator[PlannedStep]:
         """Begins a new run in `out`, or takes up the newest checkpoint of the one that is there; plans what is left."""
