@@ -35,12 +35,11 @@ from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
 from ctal.errors import InputError, did_you_mean, first_problem
 from ctal.files import file_aside, folder_aside, write_json
-from ctal.finetune import finetune
+from ctal.finetune import finetune, protocol_of
 from ctal.objective import open_corpus
 from ctal.precision import fast_precision
 from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, new_processor, pretrain
 from ctal.processes import Cost, measured, training_pool, usable_cores
-from ctal.protocols import make_protocol
 from ctal.recipes import (
     FINETUNING,
     HARMLESS,
@@ -302,16 +301,7 @@ class _Result:
             return
         first, second = TASKS[self.run.after], TASKS[self.run.task]
         config = make_config(FinetuneConfig, self.run.config)
-        one, other = (
-            make_protocol(
-                config.protocol,
-                corpus,
-                read_targets(task, corpus).rows,
-                config.validation_share,
-                in_pairs=task.compares,
-            )
-            for task in (first, second)
-        )
+        one, other = (protocol_of(task, corpus, read_targets(task, corpus), config) for task in (first, second))
         if one.checksum != other.checksum or len(one.folds) > 1:
             raise InputError(
                 f"variant '{self.variant}': after {first.name}: would be judged for {second.name} on what it has been "

@@ -183,7 +183,7 @@ def evaluate_task(
     pairs, checksum = None, None
     own = saved.get("data_hash") == corpus.content_hash
     if own:
-        protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
+        protocol = protocol_of(task, corpus, targets, config)
         fold = {fold.name: fold for fold in protocol.folds}[saved["fold"]]
         heard = np.concatenate([fold.train, fold.validation])
         rows = fold.test
@@ -524,6 +524,11 @@ def _predictions(
             yield {**known, "prediction": targets.classes[int(output.argmax())], "probabilities": named}
 
 
+def protocol_of(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig) -> Protocol:
+    """What `config` asks for, on the utterances that are labelled for the task."""
+    return make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
+
+
 def _protocol(
     task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, start_from: Path, heard: Heard
 ) -> Protocol:
@@ -532,7 +537,7 @@ def _protocol(
     Raises `InputError` where a part has no pairs of both kinds, or nothing but neutral sentiment, or where the weights
     to start from have learned labels of what would be judged.
     """
-    protocol = make_protocol(config.protocol, corpus, targets.rows, config.validation_share, in_pairs=task.compares)
+    protocol = protocol_of(task, corpus, targets, config)
     run = start_from / "run.json"
     start = json.loads(run.read_text()) if run.is_file() and config.weights == "pretrained" else {}
     is_own = "fold" in start and start["data_hash"] == corpus.content_hash
