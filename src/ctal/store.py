@@ -503,7 +503,9 @@ def write_arrow(
 
 def open_arrow(path: Path) -> pa.RecordBatch:
     """The one record batch of an Arrow file, memory-mapped: columns that are not touched are not read."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    # Closed here, since Arrow's threads may hold the file for a moment more; what is mapped stays with the batch.
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).get_batch(0)
 
 
 def read_json(path: Path) -> dict[str, Any]:
