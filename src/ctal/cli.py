@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from ctal.corpora import all_in, corpus_names, get_corpus
-from ctal.errors import InputError, did_you_mean
+from ctal.errors import CtalWarning, InputError, did_you_mean
 from ctal.processes import share_cores
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ctal.store import StoreSummary
 
 ResultT = TypeVar("ResultT", bound="Result")
+
+_FORMAT_WARNING = warnings.formatwarning
 
 app = typer.Typer(
     name="ctal",
@@ -44,12 +47,18 @@ SettingsOption = Annotated[
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 2 wrong usage or input, 1 a fault of ours, 143 by SIGTERM, 130 by Ctrl-C."""
     share_cores(os.environ)
+    warnings.formatwarning = _format_warning
     try:
         app()
     except InputError as error:
         print(f"ctal: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any) -> str:
+    """A warning of ours as all else that the command line says, others with the line of code that they come from."""
+    return f"ctal: {message}\n" if issubclass(category, CtalWarning) else _FORMAT_WARNING(message, category, *where)
 
 
 class _PrepareCommand(TyperCommand):

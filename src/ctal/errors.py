@@ -1,6 +1,6 @@
-"""The one exception that a user's mistake raises.
+"""The one exception that a user's mistake raises, and the one warning.
 
-The command line prints it as one line, without a traceback, and exits with code 2.
+The command line prints either as one line. An exception comes without a traceback, and ends it with exit code 2.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 class InputError(ValueError):
     """Wrong input or usage. The message is one line that names the file or field and the mend."""
+
+
+class CtalWarning(UserWarning):
+    """What works, but hardly as it was meant. The message is one line that names the field and the mend."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -174,11 +174,10 @@ def evaluate_task(
         raise InputError(f"--inputs {inputs}: use {', '.join(get_args(Modality))}")
     if trials is not None and not task.compares:
         raise InputError(f"--trials: {task.name} has no trials, only verification")
-    if precision is not None:
-        check_precision(precision, evaluation_device())
     model, processor, saved = load_model_for(task, model_folder)
-    corpus = open_corpus(stores)
     config = make_config(FinetuneConfig, saved.get("config", {}))
+    check_precision(precision or config.precision, evaluation_device())
+    corpus = open_corpus(stores)
     targets = read_targets(task, corpus, None if task.compares else class_names(model.config))
     pairs, checksum = None, None
     own = saved.get("data_hash") == corpus.content_hash

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from ctal.errors import InputError, did_you_mean
+from ctal.errors import CtalWarning, InputError, did_you_mean
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -24,19 +24,30 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def fast_precision() -> Literal["fp32", "bf16"]:
     """bf16 where this machine multiplies it in hardware, else fp32; a model can be trained in either."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if _multiplies_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
+
+
+def _multiplies_bf16(device_type: str) -> bool:
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises `InputError` for one that is not in `PRECISIONS`, and for int8 on another device than a CPU."""
+    """Warns of bf16 where `device` has no instructions for it.
+
+    Raises:
+        InputError: It is not in `PRECISIONS`; int8 on another device than a CPU.
+    """
     if precision not in PRECISIONS:
         hint = did_you_mean(precision, PRECISIONS)
         raise InputError(f"precision '{precision}'{hint}: choose from {', '.join(PRECISIONS)}")
     if precision == "int8" and device.type != "cpu":
         raise InputError(f"precision int8 is for CPUs; use bf16 on {device}")
+    if precision == "bf16" and device.type in ("cpu", "cuda") and not _multiplies_bf16(device.type):
+        message = "precision bf16: this {} multiplies it in software, which takes many times as long; use fp32"
+        warnings.warn(message.format({"cpu": "CPU", "cuda": "GPU"}[device.type]), CtalWarning, stacklevel=2)
 
 
 def for_precision(model: Model, precision: str) -> Model:

@@ -31,7 +31,7 @@ from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint, 
 from ctal.errors import InputError
 from ctal.files import disk_refuses, folder_aside, write_json
 from ctal.modeling_ctal import CtalPreTrainedModel
-from ctal.precision import forward_in
+from ctal.precision import check_precision, forward_in
 from ctal.processes import Terminated
 from ctal.recipes import RunConfig, check_same, learning_rate
 from ctal.sharding import gather_to_main, gathered, shard, split_like, synchronise, whole
@@ -190,6 +190,8 @@ class _Loop:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
+        if self.is_main:
+            check_precision(config.precision, self.accelerator.device)
         if config.gradient_checkpointing:
             objective.model.activation_checkpointing_enable()
         if config.compile:
