@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 
 from ctal.objective import environment
+from ctal.precision import multiplies_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -186,6 +187,7 @@ class Limits(NamedTuple):
     fp32: float
     """Operations (multiplications and additions) a second of a matrix product."""
     bf16: float
+    """NaN where it is not measured (`is_timed`)."""
     bandwidth: float
     """Bytes a second, read and written, of a copy in memory."""
 
@@ -193,9 +195,10 @@ class Limits(NamedTuple):
         return self.bf16 if precision == "bf16" else self.fp32
 
     def __str__(self) -> str:
+        bf16 = "" if math.isnan(self.bf16) else f" and {self.bf16 / 1e9:,.0f} (bf16)"
         return (
-            f"matrix products {self.fp32 / 1e9:,.0f} (fp32) and {self.bf16 / 1e9:,.0f} (bf16) billion operations a "
-            f"second, copies {self.bandwidth / 1e9:.1f} GB/s"
+            f"matrix products {self.fp32 / 1e9:,.0f} (fp32){bf16} billion operations a second, "
+            f"copies {self.bandwidth / 1e9:.1f} GB/s"
         )
 
     def better(self, other: Limits) -> Limits:
@@ -204,8 +207,14 @@ class Limits(NamedTuple):
 
 def measure_limits(quick: bool, device: torch.device = CPU) -> Limits:
     """The best of several shapes and repetitions; a benchmark asks before and after it has measured."""
-    fp32, bf16 = (_matrix_peak(dtype, quick, device) for dtype in (torch.float32, torch.bfloat16))
+    fp32 = _matrix_peak(torch.float32, quick, device)
+    bf16 = _matrix_peak(torch.bfloat16, quick, device) if is_timed("bf16", quick, device) else math.nan
     return Limits(fp32, bf16, _bandwidth(quick, device))
+
+
+def is_timed(precision: str, quick: bool, device: torch.device = CPU) -> bool:
+    """Not bf16 where it is multiplied in software, but for the equality checks of `quick`: it would take hours."""
+    return quick or precision != "bf16" or multiplies_bf16(device.type)
 
 
 def _matrix_peak(dtype: torch.dtype, quick: bool, device: torch.device) -> float:
@@ -240,9 +249,10 @@ def describe_machine() -> dict[str, str]:
     model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     known = environment()
     gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    bf16 = "" if multiplies_bf16("cpu") else ", bf16 in software"
     return gpu | {
         "CPU": model[1] if model else platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "capability": torch.backends.cpu.get_cpu_capability() + bf16,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "memory": f"{_meminfo('MemTotal'):.0f} GB",
         "system": f"{platform.system()} {platform.release()}",

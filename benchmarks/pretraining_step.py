@@ -26,6 +26,7 @@ from benchmarks.harness import (
     Table,
     alternate,
     available_memory,
+    is_timed,
     measure_limits,
     peak_memory,
     say,
@@ -354,6 +355,7 @@ def main(quick: bool) -> Report:
     measured = []
     for size, what, rows, rounds in plans:
         say(f"{size}, {what}")
+        rows = [row for row in rows if is_timed(row.precision, quick)]
         rows = alone(rows) if what == one else [row.scaled(scale) for row in rows]
         measured.append((size, what, rows, *measure(size, rows, rounds)))
     limits = limits.better(measure_limits(quick))

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from scipy.optimize import lsq_linear
 
-from benchmarks.harness import Limits, Report, Spread, Table, measure_limits, say, significant
+from benchmarks.harness import Limits, Report, Spread, Table, is_timed, measure_limits, say, significant
 from benchmarks.pretraining_step import Parts, Precision, Row, measure, positions_of
 from benchmarks.samples import librispeech_like_seconds, masked_batch, write_store
 from ctal import CtalConfig, CtalFeatureExtractor, CtalProcessor
@@ -122,7 +123,7 @@ def fit(timed: Sequence[Timed], limits: Limits) -> Machine:
     """
     fitted = [each for each in timed if not each.point.is_held_out]
     bandwidth = sum(update_bytes(each.weights) for each in fitted) / sum(each.update for each in fitted)
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    precisions = list(dict.fromkeys(each.precision for each in fitted))
     rows = [
         [
             *(each.operations / limits.of(name) if name == each.precision else 0.0 for name in precisions),
@@ -131,21 +132,23 @@ def fit(timed: Sequence[Timed], limits: Limits) -> Machine:
         for each in fitted
     ]
     seconds = np.array([each.passes for each in fitted])
-    found = lsq_linear(np.array(rows) / seconds[:, None], np.ones(len(rows)), bounds=([1, 1, 0], np.inf)).x
+    least = [1.0] * len(precisions) + [0.0]
+    found = lsq_linear(np.array(rows) / seconds[:, None], np.ones(len(rows)), bounds=(least, np.inf)).x
     return Machine(
         "this machine",
         peaks={name: limits.of(name) for name in precisions},
-        shares={name: 1 / float(each) for name, each in zip(precisions, found[:2], strict=True)},
+        shares={name: 1 / float(each) for name, each in zip(precisions, found[:-1], strict=True)},
         bandwidth=bandwidth,
-        launch=float(found[2]),
+        launch=float(found[-1]),
         is_asynchronous=False,
     )
 
 
-def time_steps(points: Sequence[Point], rounds: int) -> list[Timed]:
+def time_steps(points: Sequence[Point], rounds: int, quick: bool) -> list[Timed]:
+    precisions = [each for each in get_args(Precision) if is_timed(each, quick)]
     timed = []
     for size, group in groupby(points, key=lambda point: point.size):
-        rows = {each.row(precision): each for each in group for precision in ("fp32", "bf16")}
+        rows = {each.row(precision): each for each in group for precision in precisions}
         _, _, trainers = measure(size, list(rows), rounds)
         for row, point in rows.items():
             config = row.config(size)
@@ -199,7 +202,7 @@ def main(quick: bool) -> Report:
     """Steps of mini and tiny to fit, base and long utterances to try; `quick`: nano."""
     report = Report("scaling", document=DOCUMENT)
     limits = measure_limits(quick)
-    timed = time_steps(QUICK_POINTS if quick else POINTS, 2)
+    timed = time_steps(QUICK_POINTS if quick else POINTS, 2, quick)
     limits = limits.better(measure_limits(quick))
     machine = fit(timed, limits)
     lines = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ from benchmarks.harness import (
     Stopwatch,
     Table,
     alternate,
+    is_timed,
     publish,
     times_faster,
 )
@@ -322,6 +324,16 @@ def test_a_fit_finds_the_constants_that_made_its_points_and_never_sees_what_is_h
     assert (found.bandwidth, found.launch) == pytest.approx((truth.bandwidth, truth.launch))
     assert [error(found, each) for each in points] == pytest.approx([0] * len(points), abs=1e-6)
     assert error(found, held_out) < -0.5
+
+
+def test_where_bf16_is_multiplied_in_software_it_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.harness.multiplies_bf16", lambda device_type: False)
+    assert [is_timed(*each) for each in (("fp32", False), ("bf16", False), ("bf16", True))] == [True, False, True]
+    limits = Limits(1e11, math.nan, 1e10)
+    assert "bf16" not in str(limits.better(limits))
+    points = [timed_by(CPU, size, "fp32", operations) for size, operations in (("nano", 1e8), ("tiny", 1e11))]
+    found = fit(points, limits._replace(fp32=CPU.peaks["fp32"]))
+    assert found.shares == pytest.approx({"fp32": CPU.shares["fp32"]})
 
 
 def test_the_tables_on_gpus_in_the_document_are_those_that_follow_from_the_constants() -> None:

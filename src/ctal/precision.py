@@ -24,10 +24,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def fast_precision() -> Literal["fp32", "bf16"]:
     """bf16 where this machine multiplies it in hardware, else fp32; a model can be trained in either."""
-    return "bf16" if _multiplies_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
+    return "bf16" if multiplies_bf16("cuda" if torch.cuda.is_available() else "cpu") else "fp32"
 
 
-def _multiplies_bf16(device_type: str) -> bool:
+def multiplies_bf16(device_type: str) -> bool:
+    """Whether this machine's `cpu` or `cuda` device has instructions for products in bf16."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -45,7 +46,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise InputError(f"precision '{precision}'{hint}: choose from {', '.join(PRECISIONS)}")
     if precision == "int8" and device.type != "cpu":
         raise InputError(f"precision int8 is for CPUs; use bf16 on {device}")
-    if precision == "bf16" and device.type in ("cpu", "cuda") and not _multiplies_bf16(device.type):
+    if precision == "bf16" and device.type in ("cpu", "cuda") and not multiplies_bf16(device.type):
         message = "precision bf16: this {} multiplies it in software, which takes many times as long; use fp32"
         warnings.warn(message.format({"cpu": "CPU", "cuda": "GPU"}[device.type]), CtalWarning, stacklevel=2)
 
