@@ -21,7 +21,7 @@ from ctal.modeling_ctal import CtalForSequenceClassification
 from ctal.pretrain import load_tokenizer
 from ctal.report import inspection, write_inspection
 from ctal.report.inspection import NEIGHBOURS, card_facts, nearest, span_seconds
-from ctal.report.utterance import Attended, Word, attend
+from ctal.report.utterance import BLIND, Attended, Word, attend, words_of
 from ctal.store import Store
 from test_report import HOSTILE, Reader
 
@@ -37,6 +37,7 @@ def models(tiny: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = CtalProcessor(CtalFeatureExtractor(max_frames=MAX_FRAMES), load_tokenizer(tiny.tokenizer))
     kinds = {
         "pretraining": (CtalForPreTraining, {}, "both"),
+        "apart": (CtalForPreTraining, {"audio_sees_text": False}, "both"),
         "emotion": (CtalForSequenceClassification, {"num_labels": 3}, "both"),
         "sentiment": (CtalForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}, "audio"),
         "verification": (CtalForXVector, {"num_labels": 4}, "both"),
@@ -50,7 +51,7 @@ def models(tiny: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
             setattr(config, field, value)
         kind(config).save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-        settings = {} if name == "pretraining" else {"inputs": inputs}
+        settings = {} if kind is CtalForPreTraining else {"inputs": inputs}
         (folder / name / "run.json").write_text(json.dumps({"config": settings, "corpus": ["tiny"]}))
         (folder / name / "README.md").write_text(CARD)
     return folder
@@ -113,7 +114,7 @@ def test_attention_is_the_mean_of_all_layers_and_heads_added_up_into_words(tiny:
     tokenizer = load_tokenizer(tiny.tokenizer)
     ids = tokenizer("one zyzzyva")["input_ids"]
     layers = [torch.rand(1, 2, 3, len(ids)).softmax(-1) for _ in range(4)]
-    attended = Attended.of(layers, ids, tokenizer, frames=5, frame_stack=2, frame_rate=80)
+    attended = Attended.of(layers, words_of(ids, tokenizer), frames=5, frame_stack=2, frame_rate=80)
 
     expected = torch.stack(layers).mean((0, 1, 2))[[0, 0, 1, 1, 2]].double().numpy()
     assert [word.text for word in attended.words] == ["<s>", "one", "zyzzyva", "</s>"]
@@ -275,6 +276,14 @@ def test_a_model_of_one_modality_says_what_it_does_not_read(
     audio = record(tmp_path / "a.wav", 0.5)
     assert "trained on audio alone: the transcript is not read" in page(models / "sentiment", audio, text="one").words
     assert "reads text alone and does not listen" in page(models / "words", audio, text="one").words
+
+
+def test_a_model_whose_audio_does_not_see_the_text_says_so_and_fills_in_the_rest(
+    models: Path, tmp_path: Path, page: Callable[..., Reader]
+) -> None:
+    reader = page(models / "apart", record(tmp_path / "a.wav", 1.0), text="one zyzzyva")
+    assert BLIND in reader.words
+    assert "as the model filled it in" in reader.words
 
 
 def test_a_recording_too_short_to_mask_is_no_fault(models: Path, tmp_path: Path, page: Callable[..., Reader]) -> None:

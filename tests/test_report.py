@@ -23,6 +23,7 @@ from ctal.errors import InputError
 from ctal.pretrain import pretrain
 from ctal.recipes import PretrainConfig
 from ctal.report import LISTENING, write_pretraining_report
+from ctal.report.utterance import BLIND
 from ctal.store import prepare_store
 from ctal.text import train_tokenizer
 
@@ -67,9 +68,7 @@ def comparison(name: str, gain: Interval) -> Comparison:
     return Comparison(name, "L1", Interval(0.7, 0.6, 0.8), Interval(0.8, 0.7, 0.9), gain, utterances=4)
 
 
-@pytest.fixture(scope="module")
-def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
+def trained(store: Path, folder: Path, **architecture: object) -> Path:
     train_tokenizer(SENTENCES, 300).save_pretrained(folder / "tokenizer")
     config = PretrainConfig(
         steps=STEPS, batch_frames=400, log_every=1, checkpoint_every=1, workers=0, text_mask_ratio=0.3
@@ -79,7 +78,7 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "run",
         config,
         size="nano",
-        architecture={"frame_stack": 2},
+        architecture={"frame_stack": 2, **architecture},
         tokenizer=folder / "tokenizer",
     )
     comparisons = [
@@ -91,6 +90,11 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluation = {"step": STEPS, "comparisons": [asdict(each) for each in comparisons]}
     (folder / "run" / "evaluation.json").write_text(json.dumps(evaluation))
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(store, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +232,15 @@ def test_both_losses_are_in_the_table_as_they_were_logged(run: Path, reader: Rea
         if row["kind"] == "validation" and row["step"] in (0, STEPS):
             assert f"{row['text_loss']:.4f}" in reader.words
             assert f"{row['audio_loss']:.4f}" in reader.words
+
+
+def test_where_the_audio_does_not_see_the_text_the_page_says_so_and_shows_the_rest(store: Path, tmp_path: Path) -> None:
+    run = trained(store, tmp_path, audio_sees_text=False)
+    write_pretraining_report(run, [store], tmp_path / "report.html", title="Apart")
+    reader = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert reader.open == []
+    assert BLIND in reader.words
+    assert "as the model filled it in" in reader.words
 
 
 def test_the_same_run_gives_the_same_page(run: Path, store: Path, page: str, tmp_path: Path) -> None:

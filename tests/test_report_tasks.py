@@ -339,9 +339,13 @@ def test_a_run_with_its_model_shows_what_two_recordings_attend_to(
     assert labels[:6] == ["<s>", "script", "alert", "1", "script", "word"]
 
     (run / "model" / "run.json").write_text(json.dumps({"config": {"inputs": "audio"}}))
-    assert (
-        "no model of both audio and text lies beside its results" in written(run, store, tmp_path / "page.html").words
-    )
+    none = "no model whose audio sees the text lies beside its results"
+    assert none in written(run, store, tmp_path / "page.html").words
+
+    (run / "model" / "run.json").write_text(json.dumps({"config": {"inputs": "both"}}))
+    config.audio_sees_text = False
+    CtalForSequenceClassification(config).save_pretrained(run / "model")
+    assert none in written(run, store, tmp_path / "page.html").words
 
 
 def test_predictions_do_not_choose_the_recordings(runs: dict[str, Path], store: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from ctal.report.html import (
 )
 from ctal.report.pretraining import MASKS_EXPLAINED, fill_in, filled_in
 from ctal.report.utterance import (
+    BLIND,
     Attended,
     Span,
     attend,
@@ -241,6 +242,8 @@ def _heard(window: _Window, loaded: Model, name: str) -> Html:
         return join(sound, heading, element("p", "Nothing to show: the model reads text alone and does not listen."))
     if window.text is None:
         return join(sound, heading, element("p", "Nothing to show: the model has no words to attend to."))
+    if not loaded.model.config.audio_sees_text:
+        return join(sound, heading, element("p", BLIND))
     attended = attend(loaded.model, loaded.processor, features_TF, window.text)
     scale_end = brightest([attended])
     clear = sum(span.is_clear for span in attended.spans if span)

@@ -57,12 +57,16 @@ def _attention_section(
     heading = element("h2", "Which words each moment attends to")
     # A run may have been tidied up: what it measured can still be shown.
     models = {name: load_task_model(run.folder / "model") for name, run in runs.items() if run.has_model}
-    models = {name: loaded for name, loaded in models.items() if loaded.reads == "both"}
+    models = {
+        name: loaded
+        for name, loaded in models.items()
+        if loaded.reads == "both" and loaded.model.config.audio_sees_text
+    }
     spoken = [id for id in chosen if normalize_transcript(corpus.read(row_of[id]).text or "")]
     if not models or not spoken:
         why = "none of the recordings has a transcript"
         if not models:
-            why = "no model of both audio and text lies beside its results"
+            why = "no model whose audio sees the text lies beside its results"
         return join(heading, element("p", f"Nothing to show: {why}."))
     shown = [
         (id, name, *_attended(corpus.read(row_of[id]), loaded))

@@ -45,6 +45,7 @@ from ctal.report.html import (
     write_page,
 )
 from ctal.report.utterance import (
+    BLIND,
     Attended,
     Word,
     attention_explained,
@@ -56,6 +57,7 @@ from ctal.report.utterance import (
     spectrogram_scale,
     starts_word,
     times,
+    words_of,
 )
 from ctal.text import SPECIAL_TOKENS
 
@@ -129,8 +131,11 @@ class MaskedUtterance:
     """The reconstruction in masked spans, the original elsewhere."""
     is_masked: np.ndarray
     """(T,) bool."""
-    attended: Attended
-    """By the masked utterance."""
+    frame_rate: float
+    """Frames a second."""
+    words: Sequence[Word]
+    attended: Attended | None
+    """By the masked utterance; None where the model's audio does not see the text."""
     error: float
     """L1, a dimension (of all, static and delta) of a masked frame."""
 
@@ -281,6 +286,7 @@ def fill_in(
     truth, is_masked = utterance["feature_labels"].float(), utterance["mask_time_indices"]
     labels, shown_ids = utterance["labels"], utterance["input_ids"]
     ids = torch.where(labels == IGNORED, shown_ids, labels).tolist()
+    words, rate = words_of(ids, processor.tokenizer), frames_per_second(processor)
     return MaskedUtterance(
         name=name,
         ids=ids,
@@ -291,14 +297,11 @@ def fill_in(
         masked=utterance["input_features"][:, :NUM_MEL].float(),
         reconstructed=torch.where(is_masked[:, None], output.reconstruction[0], truth)[:, :NUM_MEL],
         is_masked=is_masked.numpy(),
-        attended=Attended.of(
-            output.cross_attentions,
-            ids,
-            processor.tokenizer,
-            frames=len(truth),
-            frame_stack=model.config.audio.frame_stack,
-            frame_rate=frames_per_second(processor),
-        ),
+        frame_rate=rate,
+        words=words,
+        attended=Attended.of(output.cross_attentions, words, len(truth), model.config.audio.frame_stack, rate)
+        if model.config.audio_sees_text
+        else None,
         error=output.audio_loss.item(),
     )
 
@@ -545,7 +548,9 @@ def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokeniz
     if not examples:
         why = "None to show: no held-out utterance has a transcript, a masked token and a length that the model takes."
         return join(heading, element("p", why))
-    scale_end = brightest(each.masked.attended for each in examples)
+    attended = [each.masked.attended for each in examples if each.masked.attended]
+    scale_end = brightest(attended)
+    attention = [attention_explained(), attention_scale(scale_end)] if attended else [element("p", BLIND)]
     return join(
         heading,
         element(
@@ -554,8 +559,7 @@ def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokeniz
             f"that were not in the training data. {MASKS_EXPLAINED}",
         ),
         spectrogram_scale(),
-        attention_explained(),
-        attention_scale(scale_end),
+        *attention,
         element("p", "Marked words were masked, in whole or in part.", class_="note"),
         *(_example_section(each, tokenizer, scale_end) for each in examples),
     )
@@ -564,7 +568,7 @@ def _examples_section(examples: Sequence[_Example], tokenizer: PreTrainedTokeniz
 def _example_section(example: _Example, tokenizer: PreTrainedTokenizerBase, scale_end: float) -> Html:
     speaker = f", speaker {example.speaker}" if example.speaker else ""
     masked, name = example.masked, f"{example.id} ({example.seconds:.1f} s{speaker})"
-    marked = [any(masked.is_predicted[position] for position in word.positions) for word in masked.attended.words]
+    marked = [any(masked.is_predicted[position] for position in word.positions) for word in masked.words]
     return element(
         "section",
         element("h3", name),
@@ -577,32 +581,33 @@ def _example_section(example: _Example, tokenizer: PreTrainedTokenizerBase, scal
             scale_end=scale_end,
             is_masked=masked.is_masked,
             marked=marked,
-        ),
+        )
+        if masked.attended
+        else Html(),
         class_="utterance",
     )
 
 
 def filled_in(masked: MaskedUtterance, tokenizer: PreTrainedTokenizerBase) -> Html:
     """The transcript, the guesses of masked words, and the sound before, masked, and after."""
-    words = masked.attended.words
     pictures = {
         "as it was": masked.original,
         "as the model saw it": masked.masked,
         "as the model filled it in": masked.reconstructed,
     }
     return join(
-        _transcript(masked, words, tokenizer),
-        _guesses(masked, words, tokenizer),
+        _transcript(masked, tokenizer),
+        _guesses(masked, tokenizer),
         *(spectrogram(each, caption, masked.name, masked.is_masked) for caption, each in pictures.items()),
-        times(len(masked.is_masked), masked.attended.frame_rate),
+        times(len(masked.is_masked), masked.frame_rate),
         element("p", f"L1 in its masked frames: {masked.error:.3f} a dimension.", class_="note"),
     )
 
 
-def _transcript(example: MaskedUtterance, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase) -> Html:
+def _transcript(example: MaskedUtterance, tokenizer: PreTrainedTokenizerBase) -> Html:
     """The words, masked tokens marked."""
     parts: list[Html] = []
-    for word in words:
+    for word in example.words:
         if word.is_end:
             continue
         parts.append(Html(" "))
@@ -613,10 +618,10 @@ def _transcript(example: MaskedUtterance, words: Sequence[Word], tokenizer: PreT
     return element("p", *parts, class_="transcript")
 
 
-def _guesses(example: MaskedUtterance, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase) -> Html:
+def _guesses(example: MaskedUtterance, tokenizer: PreTrainedTokenizerBase) -> Html:
     """A card for each masked token: what it was, what the model saw instead, and what it thinks it was."""
     cards = []
-    for word in words:
+    for word in example.words:
         for position in word.positions:
             if not example.is_predicted[position]:
                 continue

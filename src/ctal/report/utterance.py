@@ -40,6 +40,8 @@ SMOOTHING_SECONDS = 0.1
 CLEAR_CONTRAST = 1.25
 """From so many times its mean on, a word's highest point is called clear. Untrained models stay below."""
 
+BLIND = "Nothing to show of attention between sound and words: this model's audio does not see the text."
+
 
 # Words
 
@@ -104,9 +106,7 @@ class Attended:
     def of(
         cls,
         cross_attentions: Sequence[Tensor],
-        ids: Sequence[int],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
+        words: Sequence[Word],
         frames: int,
         frame_stack: int,
         frame_rate: float,
@@ -114,7 +114,6 @@ class Attended:
         """From a layer's (1, heads, ceil(T / frame_stack), L) weights each, of the only utterance of a batch."""
         weights = torch.stack([layer[0].mean(0) for layer in cross_attentions]).mean(0)
         weights = weights.repeat_interleave(frame_stack, dim=0)[:frames]
-        words = words_of(ids, tokenizer)
         shares_TW = torch.stack([weights[:, word.positions].sum(1) for word in words], dim=1)
         return cls(words, shares_TW.double().numpy(), frame_rate)
 
@@ -147,17 +146,11 @@ def attend(
     features_TF: Tensor,
     text: str | None,
 ) -> Attended:
-    """What the frames of an utterance attend to in its text; `model` is in evaluation mode."""
+    """What the frames of an utterance attend to in its text, which the audio sees; `model` is in evaluation mode."""
     ids = encode_transcript(text, processor.tokenizer)
     output = model.ctal(input_ids=torch.tensor([ids]), input_features=features_TF[None], output_attentions=True)
-    return Attended.of(
-        output.cross_attentions,
-        ids,
-        processor.tokenizer,
-        frames=len(features_TF),
-        frame_stack=model.config.audio.frame_stack,
-        frame_rate=frames_per_second(processor),
-    )
+    words, stack = words_of(ids, processor.tokenizer), model.config.audio.frame_stack
+    return Attended.of(output.cross_attentions, words, len(features_TF), stack, frames_per_second(processor))
 
 
 def attention_explained() -> Html:
@@ -181,7 +174,7 @@ def attention_explained() -> Html:
 
 def brightest(attended: Iterable[Attended]) -> float:
     """The end of a scale for several utterances, in a word's averages; never so near that noise would shine."""
-    return max(CLEAR_CONTRAST, *(float(each.relative_TW.max()) for each in attended))
+    return max([CLEAR_CONTRAST, *(float(each.relative_TW.max()) for each in attended)])
 
 
 def attention_scale(end: float) -> Html:
