@@ -280,6 +280,16 @@ def test_a_first_task_that_would_see_what_the_second_is_judged_on_is_refused_at_
     assert not (tmp_path / "out" / "pretraining").exists()
 
 
+def test_a_plan_that_would_measure_nothing_is_refused_before_anything_is_trained(
+    plan_file: Path, labelled: Labelled, tmp_path: Path
+) -> None:
+    plan = load_plan(str(plan_file))
+    plan = plan.model_copy(update={"finetuning": {**plan.finetuning, "protocol": "all"}})
+    with pytest.raises(InputError, match=r"variant 'both': protocol=all has no test part for emotion"):
+        run(plan, labelled.store, tmp_path / "out")
+    assert not (tmp_path / "out" / "pretraining").exists()
+
+
 def test_trainings_take_turns_on_the_gpus_that_the_user_has_chosen() -> None:
     assert [nth_device(number, 2, "2,GPU-5a, 7") for number in range(3)] == ["2", "GPU-5a", "2"]
     assert [nth_device(number, 3, None) for number in range(4)] == ["0", "1", "2", "0"]

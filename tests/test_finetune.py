@@ -357,6 +357,21 @@ def test_pools_are_measured_once_by_the_first_weights_and_what_continues_a_model
     assert not torch.equal(constants(short)[1], torch.ones(4, 64))
 
 
+@pytest.mark.parametrize("fusion", ["text", "concat"])
+def test_pools_of_what_a_model_was_not_given_are_measured_where_it_is_continued_with_it(
+    labelled: Labelled, tmp_path: Path, fusion: str
+) -> None:
+    run(labelled, tmp_path / "words", head={"fusion": fusion, "standardise_pools": True}, epochs=1, inputs="text")
+    settings, start = make_config(FinetuneConfig, QUICK, {"epochs": 1}), tmp_path / "words" / "model"
+    finetune("emotion", [labelled.split], tmp_path / "both", settings, start_from=start, head={"fusion": "concat"})
+    before, after = (
+        load_file(tmp_path / name / "model" / "model.safetensors")["head.standardisation.deviation_4D"][2:]
+        for name in ("words", "both")
+    )
+    assert torch.equal(before, torch.ones_like(before))
+    assert (after < 1).all()
+
+
 @pytest.mark.parametrize("frozen", ["text", "audio", "both"])
 def test_a_frozen_encoder_stays_as_it_is(labelled: Labelled, tmp_path: Path, frozen: str) -> None:
     run(labelled, tmp_path / "run", frozen=frozen, epochs=1)

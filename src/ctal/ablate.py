@@ -295,16 +295,22 @@ class _Result:
     seed: int
     run: _Finetuning
 
-    def check_first_task(self, corpus: Corpus) -> None:
-        """Raises `InputError` where a first task would train on what the second is judged on."""
+    def check(self, corpus: Corpus) -> None:
+        """Raises `InputError` where nothing would be measured, or on what a first task has been trained on."""
+        config, task = make_config(FinetuneConfig, self.run.config), TASKS[self.run.task]
+        protocol = protocol_of(task, corpus, read_targets(task, corpus), config)
+        if not all(len(fold.test) for fold in protocol.folds):
+            raise InputError(
+                f"variant '{self.variant}': protocol={config.protocol} has no test part for {task.name}, so there is "
+                "nothing to compare; choose another"
+            )
         if self.run.after is None:
             return
-        first, second = TASKS[self.run.after], TASKS[self.run.task]
-        config = make_config(FinetuneConfig, self.run.config)
-        one, other = (protocol_of(task, corpus, read_targets(task, corpus), config) for task in (first, second))
-        if one.checksum != other.checksum or len(one.folds) > 1:
+        first = TASKS[self.run.after]
+        one = protocol_of(first, corpus, read_targets(first, corpus), config)
+        if one.checksum != protocol.checksum or len(one.folds) > 1:
             raise InputError(
-                f"variant '{self.variant}': after {first.name}: would be judged for {second.name} on what it has been "
+                f"variant '{self.variant}': after {first.name}: would be judged for {task.name} on what it has been "
                 f"trained on for {first.name}; prepare the corpus with a split of its own, and label all for both"
             )
 
@@ -347,7 +353,7 @@ def run_plan(
         hashes = {task: corpus.content_hash for task, corpus in corpora.items()}
         results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
         for result in results[: len(results) // plan.seeds]:
-            result.check_first_task(corpora[result.run.task])
+            result.check(corpora[result.run.task])
         out.mkdir(parents=True, exist_ok=True)
         wanted, rows = results[number - 1 :: parts], _Rows(file)
         rows.drop_outdated(plan, results, hashes)

@@ -114,7 +114,6 @@ def finetune(
     heard = Heard.of(start_from) if config.weights == "pretrained" else Heard()
     protocol = _protocol(task, corpus, targets, config, start_from, heard)
     progress.note(f"{task.name}: {len(targets.rows)} labelled utterances; {protocol.description}")
-    has_constants = config.weights == "pretrained" and CtalConfig.from_pretrained(start_from).standardise_pools
     one = len(protocol.folds) == 1
     runs = [out if one else _fold_folder(out, *numbered) for numbered in enumerate(protocol.folds, start=1)]
     if not one and out.is_dir() and any(out.iterdir()) and not resume:
@@ -132,7 +131,7 @@ def finetune(
         if not one:
             progress.note(f"{_called(fold)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
-        if objective.model.config.standardise_pools and not has_constants:
+        if objective.model.config.standardise_pools and not _has_its_constants(start_from, objective):
             # Also when it goes on: the constants are those of the first weights, which are the same again.
             _measure_pools(objective)
         train(objective, objective.config, run, resume=going_on, progress=progress)
@@ -640,6 +639,16 @@ def _make_objective(
     every = max(1, min(total, config.checkpoint_every, max(per_epoch, total // 10)))
     objective.config = config.model_copy(update={"steps": total, "checkpoint_every": every})
     return objective
+
+
+def _has_its_constants(start_from: Path, objective: FinetuneObjective) -> bool:
+    """Whether the run starts from a model whose pools are standardised, and are made of the same."""
+    if objective.config.weights == "random":
+        return False
+    fields, run = ("standardise_pools", "fusion", "use_weighted_layer_sum"), start_from / "run.json"
+    before, now = CtalConfig.from_pretrained(start_from), objective.model.config
+    inputs = json.loads(run.read_text())["config"].get("inputs") if run.is_file() else None
+    return inputs == objective.config.inputs and all(getattr(before, each) == getattr(now, each) for each in fields)
 
 
 def _measure_pools(objective: FinetuneObjective) -> None:
