@@ -33,6 +33,8 @@ def librispeech(root: Path) -> Path:
     chapter = root / "dev-clean" / "84" / "121123"
     touch(chapter / "84-121123-0000.flac", chapter / "84-121123-0002.flac")
     (chapter / "84-121123.trans.txt").write_text("84-121123-0000 GO DO YOU HEAR\n84-121123-0001 BUT IN LESS\n")
+    for name in ("._84-121123-0000.flac", "._84-121123.trans.txt"):  # of macOS
+        (chapter / name).write_bytes(b"\x00\x05\x16\x07\xff")
     touch(root / "train-clean-100" / "19" / "198" / "19-198-0000.flac", root / "SPEAKERS.TXT")
     return root
 
@@ -172,6 +174,10 @@ def test_further_labels_come_in_an_object_and_empty_cells_are_unknown(tmp_path: 
     assert (only.speaker, only.labels) == ("7", {"arousal": 3, "emotion": "sad"})
     (only,) = utterances("manifest", manifest(tmp_path, "audio,text,emotion,sentiment\na.wav,,,\n"))
     assert (only.text, only.labels) == (None, {})
+    (only,) = utterances("manifest", manifest(tmp_path, "audio,emotion,sentiment\na.wav, , \n"))
+    assert only.labels == {}
+    (only,) = utterances("manifest", manifest(tmp_path, '{"audio": "a.wav", "labels": {"emotion": " "}}', "m.jsonl"))
+    assert only.labels == {}
 
 
 def test_an_unused_column_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):

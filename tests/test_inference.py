@@ -328,6 +328,7 @@ def test_one_bad_recording_does_not_stop_the_others_and_places_are_kept(
     [
         (np.zeros(10, np.float32), None, "sampling_rate is not given"),
         (np.zeros(10, np.float32), 10, "10 Hz"),
+        (np.zeros(10, np.float32), 44_100.5, r"44100\.5 Hz"),
         (np.zeros((2, 10), np.float32), RATE, "one channel"),
         (np.zeros(0, np.float32), RATE, "at least one"),
         (np.zeros(10, np.int16), RATE, "int16"),
@@ -337,7 +338,7 @@ def test_one_bad_recording_does_not_stop_the_others_and_places_are_kept(
     ],
 )
 def test_samples_that_cannot_be_used_are_named(
-    emotion: Pipeline[EmotionResult], audio: object, rate: int | None, message: str
+    emotion: Pipeline[EmotionResult], audio: object, rate: float | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         emotion(audio, sampling_rate=rate)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -507,6 +508,11 @@ def test_verify_scores_a_list_and_measures_it_where_it_has_labels(
     assert lines[0] == "1.000000 1.wav 1.wav"
     assert lines[3].startswith("EER 0.00%, minDCF 0.0000, 3 trials")
     assert lines_of(ctal("verify", "--trials", trials, "--root", sound, *fixed, "--json"))[3]["eer"] == 0
+
+    trials.write_text("\ufeff1 1.wav 1.wav\n1 3.wav 3.wav\n", encoding="utf-8")  # as Windows writes it
+    of_one_kind = ctal("verify", "--trials", trials, "--root", sound, *fixed)
+    assert (of_one_kind.code, len(of_one_kind.output.splitlines())) == (0, 2)
+    assert "no EER: it needs trials of one speaker and of two" in of_one_kind.errors
 
     unlabelled = sound / "trials.txt"
     unlabelled.write_text("1.wav\t3.wav\n3.wav\tgone.wav\n")

@@ -25,9 +25,10 @@ from ctal.objective import open_corpus
 from ctal.protocols import make_trials, write_trials
 from ctal.report import Column, ResultTable, Row, tasks, write_demo_report, write_task_report
 from ctal.report.html import Html, element
-from ctal.report.listening import ATTENTION_EXAMPLES, EXAMPLES
+from ctal.report.listening import ATTENTION_EXAMPLES, EXAMPLES, examples_section
 from ctal.report.pictures import SHOWN_CLASSES
 from ctal.report.pretraining import PretrainingContent
+from ctal.report.runs import read_task_run
 from ctal.store import prepare_store
 from ctal.tasks import trial_scores
 from ctal.text import train_tokenizer
@@ -401,6 +402,25 @@ def test_folds_of_emotion_are_one_confusion_matrix(store: Path, tmp_path: Path) 
     run = in_folds(tmp_path / "run", store, fold, lines, "emotion")
     written(run, store, tmp_path / "page.html")
     assert sum(cells((tmp_path / "page.html").read_text(encoding="utf-8"), "confusion")) == UTTERANCES
+
+
+def test_recordings_whose_id_stands_in_two_stores_are_not_taken_for_one_another(
+    runs: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    run = {"emotion": read_task_run(runs["emotion"], open_corpus([store]))}
+    for count, shown in (
+        (UTTERANCES - 2, {f"{HOSTILE}-{i}" for i in (UTTERANCES - 2, UTTERANCES - 1)}),
+        (UTTERANCES, set()),
+    ):
+        others = []
+        for i in range(count):
+            soundfile.write(tmp_path / f"{i}.wav", tones(0.2, seed=100 + i), RATE)
+            others.append(Utterance(audio=tmp_path / f"{i}.wav", **known(i)))
+        prepare_store(others, tmp_path / f"other-{count}", corpus="demo", workers=1)
+        words = Reader(str(examples_section(run, open_corpus([store, tmp_path / f"other-{count}"])))).words
+        found = {known(i)["id"] for i in range(UTTERANCES) if f"{known(i)['id']} (" in words}
+        assert found == shown
+        assert ("name other recordings of the stores too" in words) == (not shown)
 
 
 def test_a_run_that_measured_nothing_says_so(runs: dict[str, Path], store: Path, tmp_path: Path) -> None:

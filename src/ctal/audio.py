@@ -108,6 +108,16 @@ def num_frames(num_samples: int, feature_type: FeatureType = "mel") -> int:
     return 1 + num_samples // HOP_LENGTH[feature_type]
 
 
+def checked_rate(sampling_rate: float | None, name: str) -> int:
+    """A sampling rate that comes with samples; raises `InputError` for none, or one outside 4–384 kHz or not whole."""
+    if sampling_rate is None:
+        raise InputError(f"{name}: sampling_rate is not given; pass that of the samples, for example {SAMPLING_RATE}")
+    low, high = SAMPLING_RATES
+    if not low <= sampling_rate <= high or sampling_rate != int(sampling_rate):
+        raise InputError(f"{name}: a sampling rate of {sampling_rate} Hz; give a whole number from {low} to {high}")
+    return int(sampling_rate)
+
+
 def _check_format(file: soundfile.SoundFile, name: str) -> None:
     low, high = SAMPLING_RATES
     if not low <= file.samplerate <= high:

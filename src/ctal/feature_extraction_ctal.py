@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
 
-from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, num_frames, resample
+from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, checked_rate, num_frames, resample
 from ctal.configuration_ctal import CtalConfig
 from ctal.errors import InputError, did_you_mean
 from ctal.features import Cmvn, DeltaOrder, extract_features, extract_features_batch, feature_size
@@ -78,16 +78,15 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
         Returns `input_features` (B, T, `feature_size`) float32, 0 behind the last frame of each, and
         `feature_attention_mask` (B, T) int64. Resamples from `sampling_rate` (Hz, of all). Raises `InputError` when
-        that is not given, for recordings longer than `max_frames` unless `truncation` cuts them, for unequal lengths
-        without `padding`, and for what is not one channel of finite floating-point samples.
+        that is missing or unusable, for recordings longer than `max_frames` unless `truncation` cuts them, for unequal
+        lengths without `padding`, and for what is not one channel of finite floating-point samples.
         """
-        if sampling_rate is None:
-            raise InputError(f"sampling_rate is not given; pass that of the audio, for example {SAMPLING_RATE}")
+        rate = checked_rate(sampling_rate, "audio")
         check_padding(padding)
         recordings = list(audio) if _is_batch(audio) else [audio]
         if not recordings:
             raise InputError("audio is an empty list; pass at least one recording")
-        waves = [self._wave(each, sampling_rate, f"audio[{i}]", truncation) for i, each in enumerate(recordings)]
+        waves = [self._wave(each, rate, f"audio[{i}]", truncation) for i, each in enumerate(recordings)]
         features_BTD, lengths_B = extract_features_batch(
             waves, feature_type=self.feature_type, delta_order=self.delta_order, cmvn=self.cmvn
         )

@@ -513,7 +513,8 @@ def _predictions(
     for row, output in zip(rows.tolist(), outputs, strict=True):
         known = {"id": corpus.ids[row], "speaker": corpus.speakers[row], "label": task.label(corpus, row)}
         if task.compares:
-            yield {**known, "embedding": [round(float(value), 5) for value in output]}
+            # In full, since rounding can change which of two nearly equal cosines is the larger.
+            yield {**known, "embedding": output.tolist()}
         elif task.problem_type == "regression":
             yield {**known, "prediction": round(float(output[0]), 5)}
         else:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ctal.audio import HOP_LENGTH, SAMPLING_RATE, SAMPLING_RATES, FeatureType, load_audio, num_frames, resample
+from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, checked_rate, load_audio, num_frames, resample
 from ctal.corpora import folder as recordings_folder
 from ctal.corpora import manifest as transcripts_manifest
 from ctal.errors import InputError, did_you_mean
@@ -695,11 +695,7 @@ def _decode(recording: Recording) -> np.ndarray:
         return load_audio(Path(audio))
     if isinstance(audio, Tensor):
         audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
-    rate, (low, high) = recording.sampling_rate, SAMPLING_RATES
-    if rate is None:
-        raise InputError(f"{name}: sampling_rate is not given; pass that of the samples, for example {SAMPLING_RATE}")
-    if not low <= rate <= high:
-        raise InputError(f"{name}: a sampling rate of {rate} Hz, outside {low}–{high}; correct it")
+    rate = checked_rate(recording.sampling_rate, name)
     if not isinstance(audio, np.ndarray) or audio.dtype.kind != "f":
         kind = getattr(audio, "dtype", type(audio).__name__)
         raise InputError(f"{name}: {kind} is neither a path nor samples in floating point, scaled to ±1; convert it")

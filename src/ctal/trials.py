@@ -25,7 +25,7 @@ def read_trial_list(path: Path) -> dict[int, Trial]:
     lines before it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a list of trials, `A B` a line") from None
     except UnicodeDecodeError:

@@ -133,8 +133,12 @@ def _labels(line: Mapping[str, Any], where: str) -> dict[str, str | float]:
             given = None
     if not isinstance(given, dict):
         raise InputError(f"""{where}: 'labels' must be an object, such as {{"emotion": "angry"}}""")
-    columns = {name: line[name] for name in ("emotion", "sentiment") if line.get(name) not in (None, "")}
-    return {name: _label(name, value, where) for name, value in (given | columns).items()}
+    columns = {name: line.get(name) for name in ("emotion", "sentiment") if not _is_blank(line.get(name))}
+    return {name: _label(name, value, where) for name, value in (given | columns).items() if not _is_blank(value)}
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _label(name: str, value: object, where: str) -> str | float:

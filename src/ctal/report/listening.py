@@ -33,17 +33,20 @@ SHOWN_CHANCES = 6
 
 
 def examples_section(runs: Mapping[str, TaskRun], corpus: Corpus) -> Html:
-    row_of: dict[str, int] = {}
-    for row, id in enumerate(corpus.ids):
-        row_of.setdefault(id, row)
+    times = Counter(corpus.ids)  # in several stores an id may name several recordings
+    row_of = {id: row for row, id in enumerate(corpus.ids) if times[id] == 1}
     chosen = _choose_examples(runs, corpus, row_of)
+    heading = element("h2", "Listen for yourself")
+    if not chosen:
+        why = "None to show: the ids of all test utterances name other recordings of the stores too."
+        return join(heading, element("p", why))
     several = ", and of another true emotion while there are such" if _emotions(runs) else ""
     rule = (
         f"{len(chosen)} test utterances, chosen by a hash of their names: each of another speaker{several}, and of "
         f"at most {EXAMPLE_SECONDS:.0f} s if there are so short ones. What was predicted played no part."
     )
     return join(
-        element("h2", "Listen for yourself"),
+        heading,
         element("p", rule),
         *(_example(id, runs, corpus, row_of) for id in chosen),
         _attention_section(chosen, runs, corpus, row_of),
@@ -107,8 +110,8 @@ def _emotions(runs: Mapping[str, TaskRun]) -> Mapping[str, str]:
 
 def _choose_examples(runs: Mapping[str, TaskRun], corpus: Corpus, row_of: Mapping[str, int]) -> list[str]:
     """Ids that are tested by as many runs as can be, each time the first with what is new."""
-    tested = Counter(id for run in runs.values() for id in run.by_id)
-    most = max(tested.values())
+    tested = Counter(id for run in runs.values() for id in run.by_id if id in row_of)
+    most = max(tested.values(), default=0)
     left = sorted((id for id in tested if tested[id] == most), key=lambda id: (digest("example", id), id))
     left = [id for id in left if corpus.seconds[row_of[id]] <= EXAMPLE_SECONDS] or left
     emotions, chosen, speakers, seen = _emotions(runs), list[str](), set[str | None](), set[str | None]()
