@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import Labelled, TinyCorpus
-from ctal.ablate import Plan, load_plan, plan_names, run_plan
+from ctal.ablate import Plan, _Rows, load_plan, plan_names, run_plan
 from ctal.errors import InputError
 from ctal.processes import nth_device, training_pool
 from ctal.training import Silence
@@ -157,6 +157,19 @@ def test_an_interruption_changes_no_row(
     assert results(out / "results.jsonl") == results(done / "results.jsonl")
     resumed = [row["resumed"] for row in rows(out / "results.jsonl").values()]
     assert sum(resumed) <= 1, "a run that was not interrupted says that it was"
+
+
+def test_two_plans_that_write_to_one_file_at_a_time_lose_no_row(plan_file: Path, tmp_path: Path) -> None:
+    def row(plan: str, key: str) -> dict[str, Any]:
+        return {"plan": plan, "variant": "v", "task": "emotion", "seed": 0, "run_key": key, "data_hash": "d"}
+
+    file, plan = tmp_path / "results.jsonl", load_plan(str(plan_file))
+    file.write_text(json.dumps(row(plan.name, "outdated")) + "\n")
+    one, other = _Rows(file), _Rows(file)
+    one.add(row("another", "new"))
+    other.drop_outdated(plan, [], {"emotion": "d"})
+    other.add(row("another", "new"))
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [row("another", "new")]
 
 
 def test_a_disk_that_is_full_is_one_line_and_rows_survive(

@@ -497,11 +497,15 @@ def _row(plan: Plan, result: _Result, corpus: Corpus, out: Path) -> ResultRow:
 
 
 class _Rows:
-    """A file of rows that survives a kill in the middle of a line."""
+    """A file of rows that survives a kill in the middle of a line, and other plans that write to it meanwhile."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[ResultRow] = []
+        with _alone(path):
+            self._read()
+
+    def _read(self) -> None:
+        path, self.rows = self.path, list[ResultRow]()
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         whole = text[: text.rfind("\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
@@ -514,23 +518,28 @@ class _Rows:
 
     def add(self, row: ResultRow) -> None:
         """Appends what is not there yet."""
-        if any(_same(row, other) for other in self.rows):
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.rows.append(row)
+        with _alone(self.path):
+            self._read()  # with what others have added
+            if any(_same(row, other) for other in self.rows):
+                return
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self.rows.append(row)
 
     def drop_outdated(self, plan: Plan, results: Iterable[_Result], data: Mapping[str, str]) -> None:
         """Rows of a plan that has been changed since, on the same data; what its variants share stays on disk."""
         keys = {(each.variant, each.run.task, each.seed): each.run.key for each in results}
-        kept = []
-        for row in self.rows:
+
+        def is_current(row: ResultRow) -> bool:
             is_ours = row["plan"] == plan.name and row["data_hash"] == data.get(row["task"])
-            if not is_ours or keys.get((row["variant"], row["task"], row["seed"])) == row["run_key"]:
-                kept.append(row)
-        if len(kept) < len(self.rows):
-            self.rows = kept
-            self._rewrite()
+            return not is_ours or keys.get((row["variant"], row["task"], row["seed"])) == row["run_key"]
+
+        with _alone(self.path):
+            self._read()
+            kept = [row for row in self.rows if is_current(row)]
+            if len(kept) < len(self.rows):
+                self.rows = kept
+                self._rewrite()
 
     def _rewrite(self) -> None:
         with file_aside(self.path) as file:
