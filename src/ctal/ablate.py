@@ -577,7 +577,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows: start one process a workspace there
         yield
         return
-    with folder.with_suffix(".lock").open("w") as lock:
+    with folder.with_suffix(".lock").open("a") as lock:
         # A POSIX lock: one of `flock` would live on in forked loader workers when this process is killed.
         fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
