@@ -123,7 +123,7 @@ def fit(timed: Sequence[Timed], limits: Limits) -> Machine:
     """
     fitted = [each for each in timed if not each.point.is_held_out]
     bandwidth = sum(update_bytes(each.weights) for each in fitted) / sum(each.update for each in fitted)
-    precisions = list(dict.fromkeys(each.precision for each in fitted))
+    precisions: list[Precision] = list(dict.fromkeys(each.precision for each in fitted))
     rows = [
         [
             *(each.operations / limits.of(name) if name == each.precision else 0.0 for name in precisions),

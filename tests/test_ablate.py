@@ -129,6 +129,7 @@ AFTER_A_RESULT = "results.jsonl"
         (signal.SIGKILL, AFTER_A_RESULT),
         (signal.SIGTERM, IN_FINETUNING),
         (signal.SIGTERM, IN_A_FIRST_TASK),
+        (signal.SIGINT, IN_PRETRAINING),
         (signal.SIGKILL, BEHIND_A_FIRST_TASK),
     ],
 )
@@ -150,7 +151,11 @@ def test_an_interruption_changes_no_row(
         time.sleep(0.02)
     os.kill(process.pid, end)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (143 if end == signal.SIGTERM else -end), errors
+    if end == signal.SIGKILL:
+        assert process.returncode == -end, errors
+    else:
+        assert process.returncode == 128 + end, errors
+        assert "run the same command again to go on" in errors
     kept = results(out / "results.jsonl") if (out / "results.jsonl").is_file() else {}
     assert len(kept) < 8
     run(load_plan(str(plan_file)), labelled.split, out)

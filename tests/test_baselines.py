@@ -276,7 +276,10 @@ def test_what_cannot_be_measured_is_one_line(
         (["emotion", tiny.store], "no utterance of the store has a label 'emotion'"),
         (["emotion", told_by_words, "--train-on", tiny.store], "no utterance of the store has a label 'emotion'"),
         (["emotin", tiny.store], "did you mean 'emotion'"),
-        (["verification", tiny.store, "--protocol", "leave-one-speaker-out"], "use --protocol 5-fold, or --train-on"),
+        (
+            ["verification", tiny.store, "--protocol", "leave-one-speaker-out"],
+            "use --protocol 5-fold with at least ten speakers, or --train-on",
+        ),
         (["emotion", told_by_words, "--protocol", "all"], "protocol=all: measures nothing"),
         (["emotion", told_by_words, "--protocol", "foldd"], "protocol 'foldd'"),
     ):

@@ -137,6 +137,17 @@ def test_what_is_not_a_store_a_tokenizer_or_a_model_is_named(ctal: Cli, tiny: Ti
         assert message.startswith(f"{option}: is for tasks")
         assert refusal(ctal("tokenizer", path, tmp_path / "made", "--vocab-size", 300)).startswith(f"{path}: ")
     assert refusal(ctal("pretrain", tiny.store, *fixed)).startswith("--tokenizer is missing")
+    assert refusal(ctal("pretrain", tiny.store, *fixed, "--resume")).startswith(
+        "--resume: repeat the command that began"
+    )
+    both = ("--tokenizer", tiny.tokenizer, *fixed)
+    assert (
+        refusal(ctal("pretrain", tiny.store, tiny.store, *both))
+        == f"{tiny.store}: is given twice; name each store once"
+    )
+    once = ("finetune", "emotion", tiny.store, "--from", tmp_path, *fixed)
+    assert refusal(ctal(*once, "--steps", 1, "--epochs", 1)) == "--steps and --epochs: give one of the two"
+    assert refusal(ctal("ablate", "nope.yaml", tiny.store, *fixed)).startswith("nope.yaml: no such file")
     assert not out.exists()
 
 

@@ -297,6 +297,7 @@ def test_folds_can_train_on_all_speakers_but_the_tested_ones_and_take_the_last_e
     }
     assert all(fold["step"] == fold["steps"] for fold in folds.values())
     assert evaluation["model_fold"] == folds[min(folds)]["fold"]
+    assert "holds a run of several folds" in refusal(lambda: run(labelled, tmp_path / "run"))
     assert "chose the epoch" not in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
@@ -730,6 +731,8 @@ def test_a_fold_of_neutral_sentiment_alone_is_refused_before_anything_trains(
     prepare_store(get_corpus("manifest").prepare(tmp_path / "m.jsonl"), tmp_path / "store", corpus="one", workers=1)
 
     how = {"store": tmp_path / "store", "protocol": "leave-one-speaker-out"}
+    nowhere = refusal(lambda: run(labelled, tmp_path / "run", store=labelled.store, protocol="5-fold", resume=True))
+    assert nowhere == f"{tmp_path / 'run'}: no run to resume; leave --resume out to start one"
     message = refusal(lambda: run(labelled, tmp_path / "run", "sentiment", **how))
 
     assert message.startswith("fold s05: every label of its test part is 0")

@@ -40,6 +40,30 @@ def test_copies_of_a_recording_without_speakers_stay_together() -> None:
         assert sum(map(len, parts)) == len(set.union(*parts)) == 15
 
 
+def test_copies_without_a_speaker_are_by_the_speaker_of_the_one_that_has_one() -> None:
+    twice = corpus()
+    half = len(twice.ids) // 2
+    twice.recordings = np.arange(len(twice.ids)) % half
+    twice.speakers = [name if row < half else None for row, name in enumerate(twice.speakers)]
+    for fold in make_protocol("5-fold", twice, np.arange(len(twice.ids)), 0.1).folds:
+        parts = [set(twice.recordings[part]) for part in (fold.train, fold.validation, fold.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == half
+
+
+def test_of_what_voices_share_is_told_what_is_known() -> None:
+    said = [
+        make_protocol("5-fold", each, np.arange(len(each.ids)), 0.1).description
+        for each in (corpus(speakers=1), corpus(named=False))
+    ]
+    assert "all are by one speaker, who is in every part" in said[0]
+    assert "fewer than two speakers are named, so voices may be shared" in said[1]
+
+
+def test_a_corpus_without_parts_has_no_split_of_its_own() -> None:
+    with pytest.raises(InputError, match="protocol=split: no utterance is in a part of its own"):
+        protocol("split")
+
+
 def test_pairs_of_one_speaker_and_of_two_can_choose_the_epoch() -> None:
     few = corpus(speakers=10)
     usual, in_pairs = (

@@ -35,7 +35,7 @@ from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
 from ctal.errors import InputError, did_you_mean, first_problem
 from ctal.files import file_aside, folder_aside, write_json
-from ctal.finetune import finetune, protocol_of
+from ctal.finetune import check_folds, finetune, protocol_of
 from ctal.objective import open_corpus
 from ctal.precision import fast_precision
 from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, new_processor, pretrain
@@ -139,6 +139,8 @@ def load_plan(name: str) -> Plan:
             raise InputError(f"{file}: not a text file in UTF-8; write the plan in YAML") from None
     else:
         known = plan_names()
+        if file.suffix or len(file.parts) > 1:
+            raise InputError(f"{file}: no such file; give a plan in YAML, or one of {', '.join(known)}")
         raise InputError(f"plan '{name}'{did_you_mean(name, known)}: give a YAML file, or one of {', '.join(known)}")
     try:
         fields = yaml.safe_load(text)
@@ -298,12 +300,17 @@ class _Result:
     def check(self, corpus: Corpus) -> None:
         """Raises `InputError` where nothing would be measured, or on what a first task has been trained on."""
         config, task = make_config(FinetuneConfig, self.run.config), TASKS[self.run.task]
-        protocol = protocol_of(task, corpus, read_targets(task, corpus), config)
+        targets = read_targets(task, corpus)
+        protocol = protocol_of(task, corpus, targets, config)
         if not all(len(fold.test) for fold in protocol.folds):
             raise InputError(
                 f"variant '{self.variant}': protocol={config.protocol} has no test part for {task.name}, so there is "
                 "nothing to compare; choose another"
             )
+        try:
+            check_folds(task, corpus, targets, config, protocol)
+        except InputError as error:
+            raise InputError(f"variant '{self.variant}': {error}") from None
         if self.run.after is None:
             return
         first = TASKS[self.run.after]
@@ -340,7 +347,7 @@ def run_plan(
     Raises:
         InputError: Wrong input, or a disk that is full; rows that are written stay.
         NonFiniteLoss: At the end, where a variant diverged; the others have their rows.
-        Terminated: SIGTERM; what was running has saved a checkpoint.
+        Terminated: SIGTERM or Ctrl-C; what was running has saved a checkpoint.
     """
     number, parts = shard
     if not 1 <= number <= parts:

@@ -194,15 +194,15 @@ def _splits(stores: Sequence[Store]) -> list[str | None]:
 def _check_fold(task: Task, targets: Targets, fold: Fold, truth: Truth) -> None:
     if truth.trials is not None:
         if not truth.trials.is_target.any():
-            raise InputError(f"fold {fold.name}: no speaker has two utterances to compare; add some to the store")
+            raise InputError(f"{fold.called}: no speaker has two utterances to compare; add some to the store")
         if truth.trials.is_target.all():
             raise InputError(
-                f"fold {fold.name}: one speaker alone, so no two voices to compare; use --protocol 5-fold, or "
-                "--train-on ANOTHER_STORE to test everyone of this one"
+                f"{fold.called}: one speaker alone, so no two voices to compare; use --protocol 5-fold with at least "
+                "ten speakers, or --train-on ANOTHER_STORE to test everyone of this one"
             )
     elif len(np.unique(targets.values[fold.train])) < 2:
         raise InputError(
-            f"fold {fold.name}: every utterance to train on has the same {task.name}: there is nothing to tell apart"
+            f"{fold.called}: every utterance to train on has the same {task.name}: there is nothing to tell apart"
         )
 
 

@@ -248,14 +248,20 @@ class Split(NamedTuple):
 def voices_of(corpus: Corpus, rows: np.ndarray) -> tuple[list[str], bool]:
     """Whose voice each utterance is, and whether that is by speakers: where two at least are named.
 
-    An utterance without a speaker counts as one; so do all that are the same recording.
+    An utterance without a speaker counts as one; so do all that are the same recording, and where one of them has a
+    speaker, the others are by that speaker too.
     """
     names = [corpus.speakers[row] for row in rows]
     by_speaker = len({name for name in names if name}) > 1
-    first: dict[int, str] = {}
-    # Only for those without a speaker are the shards asked which recording it is.
+    if by_speaker and all(names):  # else the shards are asked which recording it is
+        return [str(name) for name in names], True
+    voice_of: dict[int, str] = {}
+    if by_speaker:
+        voice_of = {int(corpus.recordings[row]): name for row, name in zip(rows, names, strict=True) if name}
     voices = [
-        name if by_speaker and name else f"utterance {first.setdefault(int(corpus.recordings[row]), corpus.ids[row])}"
+        name
+        if by_speaker and name
+        else voice_of.setdefault(int(corpus.recordings[row]), f"utterance {corpus.ids[row]}")
         for row, name in zip(rows, names, strict=True)
     ]
     return voices, by_speaker

@@ -147,7 +147,9 @@ def tokenizer(
     """
     from ctal.pretrain import make_tokenizer
 
-    print(f"{out}: {make_tokenizer(source, out, vocab_size)} entries")
+    entries = make_tokenizer(source, out, vocab_size)
+    fewer = f", and not {vocab_size}: the text has no more to merge" if entries < vocab_size else ""
+    print(f"{out}: {entries} entries{fewer}")
 
 
 @app.command()
@@ -205,9 +207,8 @@ def pretrain(
     if evaluation:
         write_pretraining_report(out, stores, out / "report.html", title=f"CTAL pre-training: {out.resolve().name}")
         _show_evaluation(evaluation)
-        print(
-            f"{out / 'model'}: the best model, after step {evaluation['step']}; {out / 'report.html'}: what it learned"
-        )
+        best = f"after step {evaluation['step']}" if evaluation["step"] else "untrained: no step was better held out"
+        print(f"{out / 'model'}: the best model, {best}; {out / 'report.html'}: what it learned")
 
 
 def _checked_size(size: str) -> str:
@@ -231,10 +232,11 @@ class _FinetuneCommand(TyperCommand):
 
 _PROTOCOLS_HELP = (
     "**protocol** (`--set protocol=…`): `auto` is the corpus's own split where it has a test part, else "
-    "`leave-one-session-out` where sessions are labelled, else `leave-one-speaker-out` of at most 12 speakers, else "
-    "`5-fold` by speaker; an inner part of other speakers chooses the epoch, or none with `--set validation_share=0`. "
-    "`split` insists on the corpus's own. `paper` chooses the epoch on the reported fold, as the authors did. `ge2e` "
-    "adds the authors' measure of verification. `all` trains on everything and measures nothing."
+    "`leave-one-session-out` where sessions are labelled, else `leave-one-speaker-out` of at most 12 speakers (not for "
+    "verification, which needs pairs of several), else `5-fold` by speaker; an inner part of other speakers chooses "
+    "the epoch, or none with `--set validation_share=0`. `split` insists on the corpus's own. `paper` chooses the "
+    "epoch on the reported fold, as the authors did. `ge2e` adds the authors' measure of verification. `all` trains on "
+    "everything and measures nothing."
 )
 
 
@@ -262,6 +264,8 @@ def finetune(
     from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, PretrainConfig, make_config, parse_settings
     from ctal.report import write_task_report
 
+    if steps and epochs:
+        raise InputError("--steps and --epochs: give one of the two")
     known = [*FinetuneConfig.model_fields, *HEAD_FIELDS]
     known.remove("steps")  # it follows from --epochs, or is --steps
     decided = settable_fields().keys() | PretrainConfig.model_fields.keys() - FinetuneConfig.model_fields.keys()
@@ -277,7 +281,8 @@ def finetune(
     if evaluation:
         _show_metrics(evaluation)
         write_task_report(out, stores, out / "report.html", title=f"CTAL for {task}: {out.resolve().name}")
-        print(f"{out / 'model'}: the model; {out / 'report.html'}: what it does on the test part")
+        what = "what it does on the test part" if "metrics" in evaluation else "how it was trained"
+        print(f"{out / 'model'}: the model; {out / 'report.html'}: {what}")
 
 
 @app.command()

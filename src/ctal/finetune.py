@@ -118,6 +118,10 @@ def finetune(
     runs = [out if one else _fold_folder(out, *numbered) for numbered in enumerate(protocol.folds, start=1)]
     if not one and out.is_dir() and any(out.iterdir()) and not resume:
         raise InputError(f"{out}: holds a run already; add --resume to go on, or choose another --out")
+    if resume and not one and not (out / "folds").is_dir():
+        raise InputError(f"{out}: no run to resume; leave --resume out to start one")
+    if one and (out / "folds").is_dir():
+        raise InputError(f"{out}: holds a run of several folds; choose another --out")
     for fold, run in zip(protocol.folds, runs, strict=True):
         objective = _make_objective(task, corpus, fold, targets, config, start_from, heard, head or {}, steps, protocol)
         if resume and (run / "evaluation.json").is_file():
@@ -129,7 +133,7 @@ def finetune(
             for note in objective.notes():
                 progress.note(note)
         if not one:
-            progress.note(f"{_called(fold)}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
+            progress.note(f"{fold.called}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
         if objective.model.config.standardise_pools and not _has_its_constants(start_from, objective):
             # Also when it goes on: the constants are those of the first weights, which are the same again.
@@ -531,10 +535,9 @@ def protocol_of(task: Task, corpus: Corpus, targets: Targets, config: FinetuneCo
 def _protocol(
     task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, start_from: Path, heard: Heard
 ) -> Protocol:
-    """The protocol of a run, checked before anything is trained.
+    """The protocol of a run, checked before anything is trained (`check_folds`).
 
-    Raises `InputError` where a part has no pairs of both kinds, or nothing but neutral sentiment, or where the weights
-    to start from have learned labels of what would be judged.
+    Raises `InputError` also where the weights to start from have learned labels of what would be judged.
     """
     protocol = protocol_of(task, corpus, targets, config)
     run = start_from / "run.json"
@@ -557,31 +560,33 @@ def _protocol(
     tested = np.concatenate([fold.test for fold in protocol.folds])
     if np.isin(corpus.recordings[tested], heard.sounds).any():
         said += "; pre-training has heard the test part's audio, without labels"
-    protocol = replace(protocol, description=said)
+    check_folds(task, corpus, targets, config, protocol)
+    return replace(protocol, description=said)
+
+
+def check_folds(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, protocol: Protocol) -> None:
+    """Raises `InputError` where a part has no pairs of both kinds, or nothing but neutral sentiment."""
     for fold in protocol.folds:
         speakers = len({corpus.speakers[row] for row in fold.test} - {None})
         if task.compares and config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
             raise InputError(
-                f"protocol=ge2e: {_called(fold)} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
+                f"protocol=ge2e: {fold.called} tests {speakers} speakers, and it draws {GE2E_SPEAKERS}; "
                 "add speakers, or use protocol=auto"
             )
         for name, rows in (("validation", fold.validation), ("test", fold.test)):
             truth = truth_of(task, corpus, targets, rows)
             if len(rows) and task.problem_type == "regression" and not truth.targets.any():
                 raise InputError(
-                    f"{_called(fold)}: every label of its {name} part is 0, which leaves two classes undefined; "
+                    f"{fold.called}: every label of its {name} part is 0, which leaves two classes undefined; "
                     "use --set protocol=5-fold, or give more utterances"
                 )
             if len(rows) and truth.trials and (truth.trials.is_target.all() or not truth.trials.is_target.any()):
+                or_none = ", choose no epoch with validation_share=0" if name == "validation" else ""
                 raise InputError(
-                    f"{_called(fold)}: its {name} part lacks pairs of one speaker or pairs of two; give several "
-                    "recordings of more speakers, or train on all with --set protocol=all"
+                    f"{fold.called}: its {name} part lacks pairs of one speaker or pairs of two; give several "
+                    f"recordings of at least ten speakers, a part of their own to those to test{or_none}, or train on "
+                    "all with protocol=all"
                 )
-    return protocol
-
-
-def _called(fold: Fold) -> str:
-    return fold.name if fold.name.startswith("fold ") else f"fold {fold.name}"
 
 
 def _fold_folder(out: Path, number: int, fold: Fold) -> Path:
@@ -610,6 +615,11 @@ def _make_objective(
     processor = load_processor(start_from)
     targets = narrowed(targets, corpus, task, fold.train)
     classes = targets.classes or ("score",)
+    if len(targets.classes) == 1 and task.compares:
+        raise InputError(
+            f"{fold.called}: one speaker is left to train on, '{classes[0]}'; give more, or choose no epoch with "
+            "validation_share=0, which leaves all others to training"
+        )
     if len(targets.classes) == 1:
         raise InputError(f"every utterance has the {task.name} '{classes[0]}': there is nothing to tell apart")
     fields = {

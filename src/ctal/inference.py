@@ -646,7 +646,8 @@ def pipeline(
     loaded = model if isinstance(model, TaskModel) else load_task_model(model)
     if loaded.task != task:
         where = "the model" if isinstance(model, TaskModel) else str(model)
-        mend = f"use `ctal predict`, or pipeline('{loaded.task}')"
+        verb = "verify" if loaded.task == "verification" else "predict"
+        mend = f"use `ctal {verb}`, or pipeline('{loaded.task}')"
         raise InputError(f"{where}: a model of {loaded.task}, not of {task}; {mend}")
     return Pipeline(loaded, asr=asr, device=device, precision=precision)
 

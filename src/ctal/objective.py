@@ -25,7 +25,10 @@ Model = TypeVar("Model", bound=CtalPreTrainedModel)
 
 
 def open_corpus(stores: Sequence[Path]) -> Corpus:
-    """One or several stores as one table; raises `InputError` for a path that is not a store."""
+    """One or several stores as one table; raises `InputError` for a path that is not a store, or is given twice."""
+    for number, path in enumerate(stores):
+        if any(path.resolve() == other.resolve() for other in stores[:number]):
+            raise InputError(f"{path}: is given twice; name each store once")
     return Corpus([Store(path) for path in stores])
 
 

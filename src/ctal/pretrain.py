@@ -69,6 +69,8 @@ def pretrain(
     corpus = open_corpus(stores)
     if start_from is None:
         if tokenizer is None:
+            if resume:
+                raise InputError("--resume: repeat the command that began the run, with its --tokenizer or --from")
             raise InputError("--tokenizer is missing: train one with `ctal tokenizer STORE TOKENIZER`")
         processor = new_processor(tokenizer, architecture or {})
         torch.manual_seed(config.seed)

@@ -64,12 +64,15 @@ def share_cores(variables: MutableMapping[str, str]) -> None:
         variables.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+_STOPPED = "stopped by {}; run the same command again to go on"
+
+
 @contextmanager
 def training_pool(workers: int) -> Iterator[Submit]:
     """A function that gives calls to processes for trainings: one on each GPU, or with an even share of the cores.
 
-    Ctrl-C, SIGTERM (as `Terminated`) or a failure in the block ends what is running in them with SIGTERM, so that each
-    training writes a checkpoint first. A process that the system kills is an `InputError`.
+    Ctrl-C, SIGTERM (both as `Terminated`) or a failure in the block ends what is running in them with SIGTERM, so that
+    each training writes a checkpoint first. A process that the system kills is an `InputError`.
     """
     import torch
 
@@ -89,6 +92,8 @@ def training_pool(workers: int) -> Iterator[Submit]:
                 for child in active_children():
                     child.terminate()
                 pool.shutdown(cancel_futures=True)
+                if isinstance(error, KeyboardInterrupt):
+                    raise Terminated(_STOPPED.format("Ctrl-C"), signal.SIGINT) from None
                 if isinstance(error, BrokenProcessPool):
                     raise InputError(
                         "a training was killed, perhaps for lack of memory; run the same command again to go on, if "
@@ -100,7 +105,7 @@ def training_pool(workers: int) -> Iterator[Submit]:
 
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated("stopped by SIGTERM; run the same command again to go on")
+    raise Terminated(_STOPPED.format("SIGTERM"))
 
 
 def _call(call: Callable[[], ResultT]) -> ResultT:

@@ -41,6 +41,10 @@ class Fold:
     test: np.ndarray
     """Is reported; empty where everything trains."""
 
+    @property
+    def called(self) -> str:
+        return self.name if self.name.startswith("fold ") else f"fold {self.name}"
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -82,6 +86,11 @@ def make_protocol(
         return replace(usual, name="ge2e", description=said)
     if name not in PROTOCOLS:
         raise InputError(f"protocol '{name}'{did_you_mean(name, PROTOCOLS)}: use {', '.join(PROTOCOLS)}")
+    if name == "split" and not any(corpus.splits[row] for row in rows):
+        raise InputError(
+            "protocol=split: no utterance is in a part of its own; give the manifest a column `split`, or use "
+            "protocol=auto"
+        )
     splits = np.array([corpus.splits[row] or "train" for row in rows])
     groups = _Groups(corpus, rows)
     if name == "split" or (name in ("auto", "paper") and (splits == "test").any()):
@@ -122,7 +131,12 @@ class _Groups:
     def __init__(self, corpus: Corpus, rows: np.ndarray) -> None:
         names = [corpus.speakers[row] for row in rows]
         self.owners, self.by_speaker = voices_of(corpus, rows)
-        unit = "speakers" if self.by_speaker else "utterances (no speakers are named, so voices may be shared)"
+        if self.by_speaker:
+            unit = "speakers"
+        elif None in names:
+            unit = "utterances (fewer than two speakers are named, so voices may be shared)"
+        else:
+            unit = "utterances (all are by one speaker, who is in every part)"
         self.chosen_by_others = f"the epoch is chosen on other {unit} of the training part"
         self.names = names
         self.sessions = [corpus.labels[row].get("session") for row in rows]

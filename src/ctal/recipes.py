@@ -198,6 +198,8 @@ def parse_settings(
 def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises `InputError` naming the first field in which a resumed run would differ from the one it continues."""
     for name in [*asked, *(saved.keys() - asked.keys())]:
+        if saved.get(name) != asked.get(name) and name == "data_hash":
+            raise InputError("--resume: the stores are not those of the run, or have changed since; use another --out")
         if saved.get(name) != asked.get(name) and name not in HARMLESS:
             raise InputError(
                 f"--resume: {name} is {asked.get(name)}, but the run was started with {saved.get(name)}; "
