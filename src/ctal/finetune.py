@@ -658,7 +658,7 @@ def _has_its_constants(start_from: Path, objective: FinetuneObjective) -> bool:
         return False
     fields, run = ("standardise_pools", "fusion", "use_weighted_layer_sum"), start_from / "run.json"
     before, now = CtalConfig.from_pretrained(start_from), objective.model.config
-    inputs = json.loads(run.read_text())["config"].get("inputs") if run.is_file() else None
+    inputs = json.loads(run.read_text()).get("config", {}).get("inputs") if run.is_file() else None
     return inputs == objective.config.inputs and all(getattr(before, each) == getattr(now, each) for each in fields)
 
 
