@@ -162,7 +162,9 @@ def test_a_saved_model_comes_back_equal_and_auto_classes_find_it(kind: type[Mode
     for loaded in (kind.from_pretrained(tmp_path), auto.from_pretrained(tmp_path)):
         assert isinstance(loaded, kind)
         assert loaded.config.decision_threshold == 0.5
-        assert torch.equal(loaded.eval()(**BATCH).logits, model(**BATCH).logits)
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+        # Where weights lie in memory decides how some processors round.
+        torch.testing.assert_close(loaded.eval()(**BATCH).logits, model(**BATCH).logits)
 
 
 def test_a_task_starts_from_the_encoders_of_a_pretrained_model(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import AutoModelForPreTraining, AutoProcessor
 
@@ -239,17 +240,25 @@ def test_recordings_without_any_transcript_train_the_audio_alone(tiny: TinyCorpu
 def test_stores_are_trained_on_together_and_untranscribed_ones_do_not_change_what_is_held_out(
     tiny: TinyCorpus, trained: Path, tmp_path: Path
 ) -> None:
-    mute = tmp_path / "mute"
+    mute, copies = tmp_path / "mute", tmp_path / "copies"
     audio = sorted(tiny.manifest.parent.glob("*.flac"))[:4]
-    prepare_store([Utterance(f"mute-{path.stem}", path) for path in audio], mute, corpus="mute", workers=1)
+    others = [tmp_path / path.name for path in audio]
+    for path, other in zip(audio, others, strict=True):
+        wave, rate = soundfile.read(path)
+        soundfile.write(other, wave[::-1], rate)
+    for paths, store in ((others, mute), (audio, copies)):
+        prepare_store([Utterance(f"{store.name}-{path.stem}", path) for path in paths], store, corpus="mute", workers=1)
     processor, model = load_model(trained / "model")
     config = make_config(PretrainConfig, NANO)
-    alone, both = (
+    alone, both, twice = (
         PretrainingObjective(model, processor, Corpus([Store(path) for path in paths]), config)
-        for paths in ([tiny.store], [tiny.store, mute])
+        for paths in ([tiny.store], [tiny.store, mute], [tiny.store, copies])
     )
     assert both.split.validation.tolist() == alone.split.validation.tolist()
     assert len(both.split.train) == len(alone.split.train) + 4
+    heard, held_out = (set(twice.corpus.recordings[rows]) for rows in (twice.split.train, twice.split.validation))
+    assert not heard & held_out
+    assert len(twice.split.train) + len(twice.split.validation) == len(twice.corpus)
 
 
 def test_validation_sees_every_held_out_utterance_once_however_many_processes_share_it(

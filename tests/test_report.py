@@ -276,7 +276,9 @@ def test_a_damaged_file_is_refused(name: str, text: str, run: Path, store: Path,
 
 
 def test_stores_of_another_run_are_refused(run: Path, store: Path, tmp_path: Path) -> None:
-    assert "not the data of" in refusal(run, [store, store], tmp_path / "report.html")
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    assert "not the data of" in refusal(run, [store, other], tmp_path / "report.html")
+    assert "is given twice" in refusal(run, [store, store], tmp_path / "report.html")
 
 
 def test_an_unwritable_page_is_refused(run: Path, store: Path, tmp_path: Path) -> None:

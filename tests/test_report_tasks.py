@@ -492,6 +492,7 @@ def test_files_of_different_runs_are_refused(runs: dict[str, Path], store: Path,
 
 
 def test_stores_of_another_run_are_refused(runs: dict[str, Path], store: Path, tmp_path: Path) -> None:
-    write = partial(write_task_report, runs["emotion"], [store, store], tmp_path / "page.html", title="Refused")
+    other = Path(shutil.copytree(store, tmp_path / "other"))
+    write = partial(write_task_report, runs["emotion"], [store, other], tmp_path / "page.html", title="Refused")
     with pytest.raises(InputError, match="not a run on these stores"):
         write()
