@@ -508,8 +508,7 @@ class _Rows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _alone(path):
-            self._read()
+        self.rows: list[ResultRow] = []  # as of the last look
 
     def _read(self) -> None:
         path, self.rows = self.path, list[ResultRow]()

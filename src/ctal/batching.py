@@ -255,14 +255,13 @@ def voices_of(corpus: Corpus, rows: np.ndarray) -> tuple[list[str], bool]:
     by_speaker = len({name for name in names if name}) > 1
     if by_speaker and all(names):  # else the shards are asked which recording it is
         return [str(name) for name in names], True
-    voice_of: dict[int, str] = {}
-    if by_speaker:
-        voice_of = {int(corpus.recordings[row]): name for row, name in zip(rows, names, strict=True) if name}
+    if not by_speaker:
+        names = [None] * len(rows)
+    recordings = corpus.recordings[rows].tolist()
+    voice_of: dict[int, str] = {each: name for each, name in zip(recordings, names, strict=True) if name}
     voices = [
-        name
-        if by_speaker and name
-        else voice_of.setdefault(int(corpus.recordings[row]), f"utterance {corpus.ids[row]}")
-        for row, name in zip(rows, names, strict=True)
+        name or voice_of.setdefault(recording, f"utterance {corpus.ids[row]}")
+        for row, recording, name in zip(rows, recordings, names, strict=True)
     ]
     return voices, by_speaker
 

@@ -39,7 +39,7 @@ from ctal.files import sha256_of, write_json
 from ctal.heard import Heard
 from ctal.inference import load_task_model
 from ctal.metrics import GE2E_SPEAKERS, ge2e_eer
-from ctal.model_folders import WEIGHTS, load_processor, loading
+from ctal.model_folders import WEIGHTS, load_processor, loading, run_of
 from ctal.modeling_ctal import CtalTaskOutput
 from ctal.objective import (
     CorpusObjective,
@@ -540,8 +540,7 @@ def _protocol(
     Raises `InputError` also where the weights to start from have learned labels of what would be judged.
     """
     protocol = protocol_of(task, corpus, targets, config)
-    run = start_from / "run.json"
-    start = json.loads(run.read_text()) if run.is_file() and config.weights == "pretrained" else {}
+    start = run_of(start_from) if config.weights == "pretrained" else {}
     is_own = "fold" in start and start["data_hash"] == corpus.content_hash
     if is_own:
         has_learned_it = start["protocol_checksum"] != protocol.checksum or len(protocol.folds) > 1
@@ -656,9 +655,9 @@ def _has_its_constants(start_from: Path, objective: FinetuneObjective) -> bool:
     """Whether the run starts from a model whose pools are standardised, and are made of the same."""
     if objective.config.weights == "random":
         return False
-    fields, run = ("standardise_pools", "fusion", "use_weighted_layer_sum"), start_from / "run.json"
+    fields = ("standardise_pools", "fusion", "use_weighted_layer_sum")
     before, now = CtalConfig.from_pretrained(start_from), objective.model.config
-    inputs = json.loads(run.read_text()).get("config", {}).get("inputs") if run.is_file() else None
+    inputs = run_of(start_from).get("config", {}).get("inputs")
     return inputs == objective.config.inputs and all(getattr(before, each) == getattr(now, each) for each in fields)
 
 

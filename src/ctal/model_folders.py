@@ -61,8 +61,13 @@ def load_whole(folder: Path, kind: type[Any]) -> tuple[Any, CtalProcessor, dict[
     if info["missing_keys"]:
         # transformers would go on with random numbers in their place.
         raise InputError(f"{folder}: {WEIGHTS} lacks {min(info['missing_keys'])}; copy it again")
-    run = read_object(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return model.eval(), processor, run
+    return model.eval(), processor, run_of(folder)
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a model folder, empty where there is none; raises `InputError` where it is damaged."""
+    path = folder / "run.json"
+    return read_object(path) if path.is_file() else {}
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -86,12 +86,13 @@ def make_protocol(
         return replace(usual, name="ge2e", description=said)
     if name not in PROTOCOLS:
         raise InputError(f"protocol '{name}'{did_you_mean(name, PROTOCOLS)}: use {', '.join(PROTOCOLS)}")
-    if name == "split" and not any(corpus.splits[row] for row in rows):
+    own_parts = [corpus.splits[row] for row in rows]
+    if name == "split" and not any(own_parts):
         raise InputError(
             "protocol=split: no utterance is in a part of its own; give the manifest a column `split`, or use "
             "protocol=auto"
         )
-    splits = np.array([corpus.splits[row] or "train" for row in rows])
+    splits = np.array([part or "train" for part in own_parts])
     groups = _Groups(corpus, rows)
     if name == "split" or (name in ("auto", "paper") and (splits == "test").any()):
         return _published_split(corpus, rows, splits, groups, validation_share, in_pairs, on_test=name == "paper")

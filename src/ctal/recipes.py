@@ -198,13 +198,14 @@ def parse_settings(
 def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises `InputError` naming the first field in which a resumed run would differ from the one it continues."""
     for name in [*asked, *(saved.keys() - asked.keys())]:
-        if saved.get(name) != asked.get(name) and name == "data_hash":
+        if saved.get(name) == asked.get(name) or name in HARMLESS:
+            continue
+        if name == "data_hash":
             raise InputError("--resume: the stores are not those of the run, or have changed since; use another --out")
-        if saved.get(name) != asked.get(name) and name not in HARMLESS:
-            raise InputError(
-                f"--resume: {name} is {asked.get(name)}, but the run was started with {saved.get(name)}; "
-                "use the same, or another --out"
-            )
+        raise InputError(
+            f"--resume: {name} is {asked.get(name)}, but the run was started with {saved.get(name)}; "
+            "use the same, or another --out"
+        )
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

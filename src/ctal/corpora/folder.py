@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import warn_left_out
+from ctal.corpora.reading import is_hidden, warn_left_out
 from ctal.errors import InputError
 
 _READABLE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"}
@@ -34,7 +34,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
     ignored: Counter[str] = Counter()
     for path in _files(root):
         suffix = path.suffix.lower()
-        hidden = path.name.startswith(".")  # such as the ._x.wav that macOS leaves on other file systems
+        hidden = is_hidden(path)
         if suffix in _READABLE | _UNREADABLE and not hidden:
             recordings.append(path)
         elif suffix == ".txt" and not hidden:

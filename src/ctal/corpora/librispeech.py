@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import SPLITS
+from ctal.corpora.reading import SPLITS, is_hidden
 from ctal.errors import InputError
 
 _SUFFIXES = (".flac", ".wav")
@@ -43,7 +43,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
 def _utterances(chapter: Path, split: str | None) -> Iterator[Utterance]:
     speaker = chapter.parent.name
     transcripts = _transcripts(chapter)
-    recordings = sorted(path for path in chapter.iterdir() if path.suffix.lower() in _SUFFIXES and not _is_hidden(path))
+    recordings = sorted(path for path in chapter.iterdir() if path.suffix.lower() in _SUFFIXES and not is_hidden(path))
     for audio in recordings:
         yield Utterance(audio.stem, audio, text=transcripts.get(audio.stem), speaker=speaker, split=split)
     for id in sorted(transcripts.keys() - {audio.stem for audio in recordings}):
@@ -52,7 +52,7 @@ def _utterances(chapter: Path, split: str | None) -> Iterator[Utterance]:
 
 def _transcripts(chapter: Path) -> dict[str, str | None]:
     texts: dict[str, str | None] = {}
-    for path in sorted(path for path in chapter.glob("*.trans.txt") if not _is_hidden(path)):
+    for path in sorted(path for path in chapter.glob("*.trans.txt") if not is_hidden(path)):
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError:
@@ -61,11 +61,6 @@ def _transcripts(chapter: Path) -> dict[str, str | None]:
             id, _, text = line.strip().partition(" ")
             texts[id] = text.strip() or None
     return texts
-
-
-def _is_hidden(path: Path) -> bool:
-    """Such as the `._x.flac` that macOS leaves on other file systems."""
-    return path.name.startswith(".")
 
 
 def _folders(parent: Path) -> list[Path]:

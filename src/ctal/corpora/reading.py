@@ -115,6 +115,11 @@ def refuse_videos(sounds: Sequence[Path], root: Path) -> None:
         )
 
 
+def is_hidden(path: Path) -> bool:
+    """Such as the `._NAME.wav` that macOS leaves beside each NAME.wav on other file systems."""
+    return path.name.startswith(".")
+
+
 def named_recordings(folder: Path, pattern: str, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
     """WAV and FLAC files that match the glob `pattern`, by name, each with the match of its stem by `name`.
 
@@ -123,8 +128,7 @@ def named_recordings(folder: Path, pattern: str, name: re.Pattern[str]) -> list[
     found: list[tuple[Path, re.Match[str]]] = []
     others: list[str] = []
     for path in sorted(folder.glob(pattern), key=lambda path: (path.name, path)):
-        # A copy made on macOS has a hidden ._NAME.wav beside each NAME.wav.
-        if path.suffix.lower() not in (".wav", ".flac") or path.name.startswith("."):
+        if path.suffix.lower() not in (".wav", ".flac") or is_hidden(path):
             continue
         if match := name.fullmatch(path.stem):
             found.append((path, match))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import find_folder
+from ctal.corpora.reading import find_folder, is_hidden
 from ctal.errors import InputError
 
 _SPEAKER = re.compile(r"id\d{5}")
@@ -31,7 +31,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
     for speaker in sorted(_speakers(root, depth=2), key=lambda folder: (folder.name, folder)):
         split = "test" if int(speaker.name[2:]) in _TEST_SPEAKERS else "train"
         for audio in sorted(speaker.glob("*/*")):
-            if audio.suffix in (".wav", ".flac") and not audio.name.startswith("."):
+            if audio.suffix in (".wav", ".flac") and not is_hidden(audio):
                 found = True
                 id = audio.relative_to(speaker.parent).with_suffix("").as_posix()
                 yield Utterance(id, audio, speaker=speaker.name, split=split)
