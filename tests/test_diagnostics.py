@@ -138,8 +138,11 @@ def test_a_partner_s_transcript_is_another_one_as_long_give_or_take_a_token(text
 # All together -----------------------------------------------------------------------------------------------------
 
 
+PARTS = {"static": slice(0, 80), "delta": slice(80, 160)}
+
+
 def test_every_question_is_answered_and_the_same_twice(dataset: PretrainingDataset, model: CtalForPreTraining) -> None:
-    compared = diagnose(model, dataset, ROWS[:12], ROWS[12:], static_size=80)
+    compared = diagnose(model, dataset, ROWS[:12], ROWS[12:], parts=PARTS)
     assert [each.name.split(":")[0] for each in compared] == [
         *("zeroed frames, all dimensions", "zeroed frames, static dimensions", "zeroed frames, delta dimensions"),
         *("zeroed frames, all dimensions", "zeroed frames, static dimensions", "zeroed frames, delta dimensions"),
@@ -153,15 +156,13 @@ def test_every_question_is_answered_and_the_same_twice(dataset: PretrainingDatas
     everything, static, delta = compared[:3]
     assert everything.model.mean == pytest.approx((static.model.mean + delta.model.mean) / 2, rel=1e-4)
     assert not model.training
-    assert diagnose(model, dataset, ROWS[:12], ROWS[12:], static_size=80) == compared
+    assert diagnose(model, dataset, ROWS[:12], ROWS[12:], parts=PARTS) == compared
 
 
 def test_an_untrained_model_guesses_tokens_worse_than_their_frequencies(
     dataset: PretrainingDataset, model: CtalForPreTraining
 ) -> None:
-    tokens = next(
-        each for each in diagnose(model, dataset, ROWS[:12], ROWS[12:], static_size=80) if each.unit == "nats"
-    )
+    tokens = next(each for each in diagnose(model, dataset, ROWS[:12], ROWS[12:], parts=PARTS) if each.unit == "nats")
     assert tokens.model.mean == pytest.approx(math.log(dataset.vocab_size), rel=0.1)
     assert tokens.gain.high < 0
 

@@ -25,6 +25,7 @@ from ctal.corpora import Utterance, get_corpus
 from ctal.errors import InputError
 from ctal.finetune import FinetuneObjective, evaluate_task, finetune, judge_rows, load_model_for, make_dataset
 from ctal.heard import Heard
+from ctal.masking import mask_blocks
 from ctal.model_folders import load_processor
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.report.tasks import write_task_report
@@ -556,6 +557,19 @@ def test_blanked_blocks_are_the_same_for_static_features_and_deltas_and_never_in
     assert static.any()
     evaluated = dataset.utterance(0, EVALUATION)["input_features"]
     assert torch.equal(evaluated, plain.utterance(0, EVALUATION)["input_features"])
+
+
+def test_blanked_bands_spare_the_pitch_and_blanked_stretches_do_not() -> None:
+    features = torch.ones(50, 163)
+
+    bands = mask_blocks(features, 0, 20, torch.Generator().manual_seed(0))
+    stretches = mask_blocks(features, 3, 0, torch.Generator().manual_seed(0))
+
+    assert (bands[:, :160] == 0).any()
+    assert torch.equal(bands[:, 160:], features[:, 160:])
+    blank = (stretches == 0).any(1)
+    assert blank.any()
+    assert not stretches[blank].any()
 
 
 def test_a_model_trained_with_modality_dropout_says_what_it_loses(labelled: Labelled, tmp_path: Path) -> None:

@@ -200,6 +200,20 @@ def test_what_features_are_normalised_by_travels_with_the_model(ctal: Cli, tiny:
     assert "use utterance, level, fixed" in ctal(*pretrain_arguments(tiny, tmp_path / "other", cmvn="none")).errors
 
 
+def test_pitch_is_seen_by_a_model_that_is_told_to_and_is_one_of_the_things_that_it_is_measured_on(
+    ctal: Cli, tiny: TinyCorpus, tmp_path: Path
+) -> None:
+    assert ctal(*pretrain_arguments(tiny, tmp_path / "run", steps=2, pitch="true")).code == 0
+    processor, model = load_model(tmp_path / "run" / "model")
+    assert processor.feature_extractor.pitch
+    assert model.config.audio.pitch
+    assert processor.feature_extractor.feature_size == model.config.audio.feature_size == 163
+    compared = json.loads((tmp_path / "run" / "evaluation.json").read_text())["comparisons"]
+    assert any(each["name"].startswith("zeroed frames, pitch dimensions") for each in compared)
+    wrong = ctal(*pretrain_arguments(tiny, tmp_path / "other", pitch="loud"))
+    assert "pitch is 'loud'; it is true or false" in wrong.errors
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json"])
 def test_a_model_folder_without_one_of_its_files_is_refused(trained: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(trained / "model", tmp_path / "model")

@@ -101,6 +101,8 @@ class TestFeatureExtractor:
             ({"delta_order": 3}, "choose from 0, 1, 2"),
             ({"cmvn": "utterence"}, "did you mean 'utterance'.*choose from utterance, level, fixed, none"),
             ({"max_frames": 0}, "at least 1"),
+            ({"pitch": 1}, "pitch is 1; it is true or false"),
+            ({"pitch": True, "feature_type": "fbank"}, "too short for deep voices; use feature_type mel"),
         ],
     )
     def test_a_wrong_field_is_refused(self, fields: dict, message: str):
@@ -113,6 +115,7 @@ class TestFeatureExtractor:
     def test_what_is_normalised_otherwise_has_another_name(self):
         names = {CtalFeatureExtractor(cmvn=cmvn).analysis for cmvn in ("utterance", "level", "fixed", "none")}
         assert names == {"mel-1-cmvn", "mel-1-level", "mel-1-fixed", "mel-1"}
+        assert CtalFeatureExtractor(pitch=True).analysis == "mel-1-cmvn-pitch"
 
     def test_padding_is_to_the_longest_or_not_at_all(self):
         extractor = CtalFeatureExtractor()
@@ -132,6 +135,14 @@ class TestFeatureExtractor:
             assert loaded.to_dict() == extractor.to_dict()
             assert loaded.feature_size == 240
         assert CtalFeatureExtractor.from_pretrained(tmp_path, delta_order=0).feature_size == 80
+
+    def test_its_parts_are_all_dimensions_in_their_order(self, tmp_path: Path):
+        CtalConfig().save_pretrained(tmp_path)
+        CtalFeatureExtractor(delta_order=2, pitch=True).save_pretrained(tmp_path)
+        extractor = CtalFeatureExtractor.from_pretrained(tmp_path)
+        assert extractor.feature_size == 243
+        assert extractor.parts() == {"static": slice(0, 80), "delta": slice(80, 240), "pitch": slice(240, 243)}
+        assert CtalFeatureExtractor(delta_order=0).parts() == {"static": slice(0, 80)}
 
 
 class TestProcessor:

@@ -111,6 +111,8 @@ def test_the_command_names_what_is_wrong_and_what_it_wrote(ctal: Cli, store: Pat
     assert (store / "features" / "mel-1-cmvn").is_dir()
     assert "written" in ctal("features", store, "--cmvn", "fixed").output
     assert (store / "features" / "mel-1-fixed").is_dir()
+    assert "written" in ctal("features", store, "--pitch").output
+    assert (store / "features" / "mel-1-cmvn-pitch").is_dir()
     assert "did you mean 'fixed'" in ctal("features", store, "--cmvn", "fixd").errors
     missing = ctal("features", tmp_path / "nowhere")
     assert missing.code == 2

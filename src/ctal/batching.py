@@ -342,7 +342,7 @@ class UtteranceDataset(Dataset):
         others = {store.path: other_analyses(store, self.analysis) for store in self.corpus.stores}
         return [
             f"{path}: has features of {', '.join(names)} only; those of {self.analysis} are computed as they are "
-            "needed, unless `ctal features` with --model or --cmvn stores them"
+            "needed, unless `ctal features` with --model, --cmvn or --pitch stores them"
             for path, names in others.items()
             if names
         ]

@@ -108,6 +108,7 @@ def features(
     cmvn: Annotated[
         str | None, typer.Option(help="Normalise for a new model with this --set cmvn: utterance, level or fixed.")
     ] = None,
+    pitch: Annotated[bool, typer.Option("--pitch", help="For a new model with --set pitch=true.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
 ) -> None:
     """Compute the features of a store's recordings once and keep them in STORE/features, 92 MB an hour.
@@ -124,9 +125,10 @@ def features(
     from ctal.store import Store
     from ctal.stored_features import write_features
 
-    if model and cmvn:
-        raise InputError(f"--cmvn {cmvn}: a model has its own; leave it out with --model")
-    extractor = load_processor(model).feature_extractor if model else new_extractor({"cmvn": cmvn} if cmvn else {})
+    asked: dict[str, Any] = {**({"cmvn": cmvn} if cmvn else {}), **({"pitch": True} if pitch else {})}
+    if model and asked:
+        raise InputError(f"--{next(iter(asked))}: a model has its own features; leave it out with --model")
+    extractor = load_processor(model).feature_extractor if model else new_extractor(asked)
     with bar("analysing") as progress:
         summary = write_features(
             Store(store), extractor.analysis, extractor.features, workers=workers, progress=progress

@@ -55,7 +55,9 @@ class _EncoderConfig(_CheckedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name, value in {**vars(_EncoderConfig), **vars(type(self))}.items():
-            if isinstance(value, int | float) and name in architecture_fields():
+            if isinstance(value, bool):
+                _check_bool(name, getattr(self, name))
+            elif isinstance(value, int | float) and name in architecture_fields():
                 _check_range(name, getattr(self, name), whole=isinstance(value, int))
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
@@ -96,6 +98,9 @@ class CtalAudioConfig(_EncoderConfig):
     """What a new model's features are normalised by: `utterance`: each recording's own mean and deviation, as the
     authors' are; `fixed`: constants, so that how loud and how coloured a voice is stays in them; `level`: the same once
     every recording is as loud, so that only its colour stays (docs/results.md)."""
+    pitch: bool = False
+    """A new model also sees how high a voice is: fundamental frequency, its delta and voicing beside log-mel
+    (docs/results.md)."""
     max_position_embeddings: int = 3000
     """Learned positions, one a step of `frame_stack` frames."""
     frame_stack: int = 1
@@ -176,8 +181,8 @@ class CtalConfig(_CheckedConfig):
         for name in ("orthogonality_weight", "head_dropout_prob", "speaker_margin", "speaker_scale"):
             _check_range(name, getattr(self, name), whole=False)
         for name, kind in CtalConfig.__annotations__.items():
-            if kind == "bool" and not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name}={getattr(self, name)!r}: must be true or false")
+            if kind == "bool":
+                _check_bool(name, getattr(self, name))
         if self.text.hidden_size != self.audio.hidden_size:
             raise InputError(
                 f"hidden_size differs: {self.text.hidden_size} in text_config, {self.audio.hidden_size} in audio_config"
@@ -246,6 +251,11 @@ class CtalConfig(_CheckedConfig):
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise InputError(f"{name}='{value}'{did_you_mean(str(value), allowed)}: use {', '.join(allowed)}")
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: must be true or false")
 
 
 def _check_range(name: str, value: Any, *, whole: bool) -> None:

@@ -8,7 +8,7 @@ help more than another one of the same length?
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,11 +80,11 @@ def diagnose(
     train_rows: np.ndarray,
     held_out_rows: np.ndarray,
     *,
-    static_size: int,
+    parts: Mapping[str, slice],
 ) -> list[Comparison]:
     """All comparisons for `model`, on its device, in evaluation mode. The references are made from `train_rows`.
 
-    Features beyond the first `static_size` are deltas; static ones and deltas are compared apart too.
+    Where the features have several `parts` (name → dimensions), each is compared apart too.
     """
     model.eval()
     medians = training_medians(dataset, train_rows)
@@ -92,9 +92,7 @@ def diagnose(
     # Neighbours are of few speakers.
     rows = np.sort(np.random.default_rng(0).permutation(held_out_rows)[:HELD_OUT_UTTERANCES]).tolist()
     count = len(rows)
-    parts = {"all": slice(None)}
-    if static_size < len(medians):
-        parts |= {"static": slice(0, static_size), "delta": slice(static_size, None)}
+    parts = {"all": slice(None), **(parts if len(parts) > 1 else {})}
     audio = {(who, part): np.zeros((DRAWS, count)) for who in ("model", "median", "line") for part in parts}
     text = {who: np.zeros((DRAWS, count)) for who in ("model", "unigram")}
     for draw in range(DRAWS):

@@ -13,7 +13,7 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, checked_rate, num_frames, resample
 from ctal.configuration_ctal import CtalConfig
 from ctal.errors import InputError, did_you_mean
-from ctal.features import Cmvn, DeltaOrder, extract_features, extract_features_batch, feature_size
+from ctal.features import NUM_MEL, Cmvn, DeltaOrder, extract_features, extract_features_batch, feature_size
 
 Wave = np.ndarray | Tensor | Sequence[float]
 """One recording, mono, floating point, full scale ±1."""
@@ -28,7 +28,7 @@ _BOOKKEEPING = ("feature_extractor_type", "processor_class", "auto_map")
 
 
 class CtalFeatureExtractor(SequenceFeatureExtractor):
-    """Log-mel features with deltas, normalised, at 80 (`mel`) or 100 (`fbank`) frames a second.
+    """Log-mel features with deltas and, if wanted, pitch, normalised, at 80 (`mel`) or 100 (`fbank`) frames a second.
 
     Raises `InputError` for an unknown field or a value that it cannot have.
     """
@@ -41,13 +41,15 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         delta_order: DeltaOrder = 1,
         cmvn: Cmvn | bool = "utterance",
         max_frames: int = 3000,
+        pitch: bool = False,
         **kwargs: Any,
     ) -> None:
         """`max_frames` is what the model has positions for; longer recordings are refused or, if asked, truncated.
-        `cmvn` may also be True, for `utterance`, or False, for `none`."""
+        `cmvn` may also be True, for `utterance`, or False, for `none`. `pitch` adds the fundamental frequency, its
+        delta and voicing (`ctal.pitch`)."""
         if isinstance(cmvn, bool):
             cmvn = "utterance" if cmvn else "none"
-        fields = ("feature_type", "delta_order", "cmvn", "max_frames")
+        fields = ("feature_type", "delta_order", "cmvn", "max_frames", "pitch")
         for name in kwargs:
             if name not in _BOOKKEEPING:
                 raise InputError(f"{type(self).__name__} has no field '{name}'{did_you_mean(name, fields)}")
@@ -60,11 +62,18 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
             raise InputError(f"cmvn is '{cmvn}'{hint}; choose from {', '.join(get_args(Cmvn))}")
         if max_frames < 1:
             raise InputError(f"max_frames is {max_frames}; it must be at least 1")
-        super().__init__(feature_size(delta_order), SAMPLING_RATE, padding_value=0.0, **kwargs)
+        if not isinstance(pitch, bool):
+            raise InputError(f"pitch is {pitch!r}; it is true or false")
+        if pitch and feature_type != "mel":
+            raise InputError(
+                f"pitch: the windows of {feature_type} are too short for deep voices; use feature_type mel"
+            )
+        super().__init__(feature_size(delta_order, pitch), SAMPLING_RATE, padding_value=0.0, **kwargs)
         self.feature_type: FeatureType = feature_type
         self.delta_order: DeltaOrder = delta_order
         self.cmvn: Cmvn = cmvn
         self.max_frames = max_frames
+        self.pitch = pitch
 
     def __call__(
         self,
@@ -87,9 +96,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         if not recordings:
             raise InputError("audio is an empty list; pass at least one recording")
         waves = [self._wave(each, rate, f"audio[{i}]", truncation) for i, each in enumerate(recordings)]
-        features_BTD, lengths_B = extract_features_batch(
-            waves, feature_type=self.feature_type, delta_order=self.delta_order, cmvn=self.cmvn
-        )
+        features_BTD, lengths_B = extract_features_batch(waves, **self._options())
         mask_BT = torch.arange(features_BTD.shape[1], device=lengths_B.device) < lengths_B[:, None]
         if not padding and not mask_BT.all():
             raise InputError("recordings of different lengths do not fit into one tensor; pass padding=True")
@@ -101,16 +108,24 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
     def analysis(self) -> str:
         """A name of how features are made, for what is kept of them: extractors of one name give the same."""
         normalised = {"utterance": "-cmvn", "level": "-level", "fixed": "-fixed", "none": ""}[self.cmvn]
-        return f"{self.feature_type}-{self.delta_order}{normalised}"
+        return f"{self.feature_type}-{self.delta_order}{normalised}{'-pitch' * self.pitch}"
+
+    def parts(self) -> dict[str, slice]:
+        """Which dimensions of a frame are log-mel (`static`), their deltas of all orders (`delta`), and `pitch`."""
+        deltas_end = NUM_MEL * (1 + self.delta_order)
+        ends = {"static": (0, NUM_MEL), "delta": (NUM_MEL, deltas_end), "pitch": (deltas_end, self.feature_size)}
+        return {name: slice(start, end) for name, (start, end) in ends.items() if start < end}
 
     def features(self, wave: np.ndarray) -> Tensor:
         """Features (T, `feature_size`) float32 of one utterance (num_samples ≥ 1,) at 16 kHz, however long.
 
         For training data, whose lengths are planned beforehand and whose waves were checked when they were decoded.
         """
-        return extract_features(
-            torch.from_numpy(wave), feature_type=self.feature_type, delta_order=self.delta_order, cmvn=self.cmvn
-        )
+        return extract_features(torch.from_numpy(wave), **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """Those of `extract_features`."""
+        return {name: getattr(self, name) for name in ("feature_type", "delta_order", "cmvn", "pitch")}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the constructor and the class."""

@@ -135,16 +135,19 @@ def mask_blocks(features: Tensor, time_masks: int, frequency_masks: int, generat
     """Blanks stretches of time and bands of frequency (SpecAugment: Park et al., 2019), each of a random size.
 
     Args:
-        features: (T, D) in groups of 80 channels: static ones and, behind them, deltas, which lose the same bands.
+        features: (T, D) in groups of 80 channels: static ones and, behind them, deltas, which lose the same bands. What
+            is behind the last whole group (pitch) has no bands.
     """
     if not len(features) or not (time_masks or frequency_masks):
         return features
     features = features.clone()
-    bands = features.view(len(features), -1, _CHANNELS)
+    groups = features.shape[1] // _CHANNELS
+    bands = features[:, : groups * _CHANNELS].unflatten(1, (groups, _CHANNELS))
     for axis, count, largest in ((0, time_masks, MAX_TIME_BLOCK), (2, frequency_masks, MAX_FREQUENCY_BLOCK)):
-        size = bands.shape[axis]
+        masked = features if axis == 0 else bands
+        size = masked.shape[axis]
         for _ in range(count):
             width = int(torch.randint(min(largest, size // 2) + 1, (), generator=generator))
             first = int(torch.randint(size - width + 1, (), generator=generator))
-            bands.narrow(axis, first, width).zero_()
+            masked.narrow(axis, first, width).zero_()
     return features

@@ -34,6 +34,9 @@ from ctal.store import Store
 from ctal.text import SPECIAL_TOKENS, encode_transcript, train_tokenizer
 from ctal.training import Batch, Forward, Metrics, Progress, Silence, evaluation_device, process_state, train
 
+_OF_FEATURES = ("cmvn", "pitch")
+"""Architecture fields that say how a new model's features are made."""
+
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds: `step`, `held_out`, `comparisons` (see `ctal.diagnostics.Comparison`), provenance."""
 
@@ -114,7 +117,7 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation | None:
         objective.dataset,
         objective.split.train,
         objective.split.validation,
-        static_size=extractor.feature_size // (1 + extractor.delta_order),
+        parts=extractor.parts(),
     )
     return {
         "step": saved["step"],
@@ -188,14 +191,17 @@ def new_processor(tokenizer: Path, architecture: Mapping[str, Any]) -> CtalProce
 
 
 def new_extractor(architecture: Mapping[str, Any]) -> CtalFeatureExtractor:
-    """Raises `InputError` for a `cmvn` that there is not."""
-    return CtalFeatureExtractor(cmvn=architecture.get("cmvn", CtalAudioConfig.cmvn))
+    """Raises `InputError` for a `cmvn` or a `pitch` that there is not."""
+    return CtalFeatureExtractor(
+        **{name: architecture.get(name, getattr(CtalAudioConfig, name)) for name in _OF_FEATURES}
+    )
 
 
 def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, Any]) -> CtalForPreTraining:
     """A model with fresh weights that fits the processor, whose inputs from then on fit the model."""
     extractor = processor.feature_extractor
-    fitted = {"vocab_size": len(processor.tokenizer), "feature_size": extractor.feature_size, "cmvn": extractor.cmvn}
+    fitted = {name: getattr(extractor, name) for name in ("feature_size", *_OF_FEATURES)}
+    fitted["vocab_size"] = len(processor.tokenizer)
     config = CtalConfig.of_size(size, **{**architecture, **fitted})
     extractor.max_frames = longest_window(processor, config)
     processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, config.text.max_tokens)
