@@ -85,7 +85,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     return TinyCorpus(manifest, store, tokenizer)
 
 
-BEYOND_THE_PAPER: dict[str, Any] = {"use_weighted_layer_sum": True, "standardise_pools": True}
+BEYOND_THE_PAPER: dict[str, Any] = {
+    "use_weighted_layer_sum": True,
+    "standardise_pools": True,
+    "audio_pooling": "statistics",
+}
 """What a task's head can have."""
 
 NANO = {"steps": 20, "batch_frames": 400, "learning_rate": 2e-3, "checkpoint_every": 10, "log_every": 1, "workers": 0}

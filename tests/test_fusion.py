@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctal.fusion import FUSIONS, Pools, absolute_cosine, segment_attend, segment_max
+from ctal.fusion import FUSIONS, Pools, absolute_cosine, segment_attend, segment_max, segment_statistics
 
 B, D = 3, 4
 
@@ -31,6 +31,27 @@ def test_segments_are_pooled_each_by_itself_and_empty_ones_are_zero() -> None:
     for segment in (1, 3):
         assert not attended[segment].any()
         assert not maximum[segment].any()
+
+
+def test_statistics_are_those_of_each_segment_and_have_slopes_everywhere() -> None:
+    values, scores = torch.randn(6, D, requires_grad=True), torch.randn(6, requires_grad=True)
+    owner = torch.tensor([0, 0, 2, 2, 2, 3])
+
+    mean, deviation = segment_statistics(values, scores, owner, 5)
+
+    assert torch.equal(mean, segment_attend(values, scores, owner, 5))
+    for segment, part in ((0, slice(0, 2)), (2, slice(2, 5))):
+        weights = scores[part].softmax(0)[:, None]
+        squares = (weights * values[part].square()).sum(0) - (weights * values[part]).sum(0).square()
+        torch.testing.assert_close(deviation[segment], squares.sqrt())
+    assert not deviation[[1, 4]].any()
+    assert (deviation[3] < 0.01).all()  # of a single position
+    (mean.sum() + deviation.sum()).backward()
+    assert values.grad is not None
+    assert scores.grad is not None
+    assert values.grad.isfinite().all()
+    assert scores.grad.isfinite().all()
+    assert values.grad[2:5].any()
 
 
 def test_attention_over_huge_scores_stays_finite() -> None:

@@ -144,6 +144,9 @@ class CtalConfig(_CheckedConfig):
     fusion: str = "orthogonal"
     """How a task's head combines text and audio: `orthogonal` (the paper's), `orthogonal_attended` (that without
     max-pooling), `concat`, `text`, `audio` or `gated`."""
+    audio_pooling: str = "max"
+    """Beside what a task's head attends to of the audio: its maximum (`max`, the paper's), or its deviation over time
+    (`statistics`: attentive statistics pooling, Okabe et al., 2018)."""
     use_weighted_layer_sum: bool = False
     """A task's head sees a weighted sum of the states of all layers, with weights that it learns (SUPERB, Yang et al.,
     2021), not those of the last layer alone."""
@@ -171,6 +174,7 @@ class CtalConfig(_CheckedConfig):
         super().__post_init__(**kwargs)
         choices = {
             "fusion": tuple(FUSIONS),
+            "audio_pooling": ("max", "statistics"),
             "orthogonal_norm": ("cosine", "reference"),
             "regression_loss": ("l1", "mse"),
             "speaker_loss": ("softmax", "aam"),
@@ -302,7 +306,7 @@ def architecture_fields() -> dict[str, Any]:
 
 
 HEAD_FIELDS = (
-    *("fusion", "use_weighted_layer_sum", "standardise_pools"),
+    *("fusion", "audio_pooling", "use_weighted_layer_sum", "standardise_pools"),
     *("orthogonality_weight", "orthogonal_norm", "head_dropout_prob"),
     *("regression_loss", "speaker_loss", "speaker_margin", "speaker_scale"),
 )

@@ -655,7 +655,7 @@ def _has_its_constants(start_from: Path, objective: FinetuneObjective) -> bool:
     """Whether the run starts from a model whose pools are standardised, and are made of the same."""
     if objective.config.weights == "random":
         return False
-    fields = ("standardise_pools", "fusion", "use_weighted_layer_sum")
+    fields = ("standardise_pools", "fusion", "audio_pooling", "use_weighted_layer_sum")
     before, now = CtalConfig.from_pretrained(start_from), objective.model.config
     inputs = run_of(start_from).get("config", {}).get("inputs")
     return inputs == objective.config.inputs and all(getattr(before, each) == getattr(now, each) for each in fields)

@@ -2,7 +2,8 @@
 
 Source: paper, section 3.5, and the authors' code. Every state goes through a linear layer and tanh; then text is pooled
 as its first token and as the maximum of the others, audio by attention and as its maximum. A fusion combines these four
-pools. A module of its own each, found by name in `FUSIONS`: one entry there adds a fusion.
+pools. A module of its own each, found by name in `FUSIONS`: one entry there adds a fusion. With `audio_pooling`
+"statistics" the deviation of the audio about what is attended stands in the place of its maximum.
 
 An utterance without a recording has no audio positions: its audio pools are 0, and it has no part in orthogonality.
 
@@ -33,6 +34,7 @@ class Pools(NamedTuple):
     text_max: Tensor
     audio_attended: Tensor
     audio_max: Tensor
+    """Or the deviation in its place."""
     has_audio: Tensor
     """(B,) bool."""
 
@@ -53,14 +55,34 @@ def segment_max(values_ND: Tensor, owner_N: Tensor, segments: int) -> Tensor:
 
 def segment_attend(values_ND: Tensor, scores_N: Tensor, owner_N: Tensor, segments: int) -> Tensor:
     """(segments, D) mean of each segment's positions, weighted by the softmax of their scores; 0 for an empty one."""
+    return _segment_mean(values_ND.float(), _shares(scores_N, owner_N, segments), owner_N, segments).to(values_ND.dtype)
+
+
+def segment_statistics(values_ND: Tensor, scores_N: Tensor, owner_N: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """(segments, D) mean as `segment_attend` gives it, and standard deviation about it with the same weights; 0 for an
+    empty segment (attentive statistics pooling: Okabe et al., 2018, formulas 5 and 6)."""
+    values, shares_N = values_ND.float(), _shares(scores_N, owner_N, segments)
+    mean_SD = _segment_mean(values, shares_N, owner_N, segments)
+    variance_SD = _segment_mean((values - mean_SD[owner_N]).square(), shares_N, owner_N, segments)
+    # The slope of a root is infinite at 0, which a single position has.
+    deviation_SD = torch.where(variance_SD > LEAST_VARIANCE, variance_SD, LEAST_VARIANCE).sqrt()
+    is_empty_S1 = torch.bincount(owner_N, minlength=segments)[:, None] == 0
+    return mean_SD.to(values_ND.dtype), deviation_SD.masked_fill(is_empty_S1, 0).to(values_ND.dtype)
+
+
+def _shares(scores_N: Tensor, owner_N: Tensor, segments: int) -> Tensor:
+    """(N,) softmax over the positions of each segment, in single precision."""
     scores_N = scores_N.float()
     highest = segment_max(scores_N.detach()[:, None], owner_N, segments)[:, 0]
     weights_N = (scores_N - highest[owner_N]).exp()
     totals = weights_N.new_zeros(segments).index_add(0, owner_N, weights_N)
-    weights_N = weights_N / totals[owner_N]
+    return weights_N / totals[owner_N]
+
+
+def _segment_mean(values_ND: Tensor, shares_N: Tensor, owner_N: Tensor, segments: int) -> Tensor:
     # In half precision each of a thousand additions would be rounded.
-    start = weights_N.new_zeros(segments, values_ND.shape[1])
-    return start.index_add(0, owner_N, values_ND.float() * weights_N[:, None]).to(values_ND.dtype)
+    start = shares_N.new_zeros(segments, values_ND.shape[1])
+    return start.index_add(0, owner_N, values_ND * shares_N[:, None])
 
 
 def absolute_cosine(audio_BD: Tensor, text_BD: Tensor, norm: OrthogonalNorm) -> Tensor:

@@ -36,7 +36,16 @@ from ctal.attention import Lengths, attention_weights, packed_attention
 from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.dropout import Dropout
 from ctal.errors import InputError
-from ctal.fusion import FUSIONS, Fused, OrthogonalNorm, Pools, PoolStandardisation, segment_attend, segment_max
+from ctal.fusion import (
+    FUSIONS,
+    Fused,
+    OrthogonalNorm,
+    Pools,
+    PoolStandardisation,
+    segment_attend,
+    segment_max,
+    segment_statistics,
+)
 from ctal.gelu import linear_of_gelu
 from ctal.masking import IGNORED
 
@@ -666,6 +675,7 @@ class FusionHead(nn.Module):
         self.text_dense = nn.Linear(width, width) if kind.uses_text else None
         self.audio_dense = nn.Linear(width, width) if kind.uses_audio else None
         self.audio_attention = nn.Linear(width, 1) if kind.uses_audio else None
+        self.audio_pooling = config.audio_pooling
         self.text_layers = self.audio_layers = None
         if config.use_weighted_layer_sum:
             self.text_layers = WeightedLayerSum(config.text.num_hidden_layers) if kind.uses_text else None
@@ -696,11 +706,12 @@ class FusionHead(nn.Module):
             states_ND = self.audio_dense(audio.values).tanh()
             owner, scores_N = audio.owner, self.audio_attention(states_ND)[:, 0]
             has_audio = torch.tensor(audio.lengths.sizes, device=owner.device) > 0
-            pools = pools._replace(
-                audio_attended=segment_attend(states_ND, scores_N, owner, batch),
-                audio_max=segment_max(states_ND, owner, batch),
-                has_audio=has_audio,
-            )
+            if self.audio_pooling == "statistics":
+                attended, other = segment_statistics(states_ND, scores_N, owner, batch)
+            else:
+                attended = segment_attend(states_ND, scores_N, owner, batch)
+                other = segment_max(states_ND, owner, batch)
+            pools = pools._replace(audio_attended=attended, audio_max=other, has_audio=has_audio)
         return pools
 
 
