@@ -3,8 +3,9 @@
     python docs/linear_probe.py STORE MODEL [--random]
 
 For each audio layer, all of them side by side, and several strengths of regularisation: mean recall (UAR) of a linear
-SVM over the mean and standard deviation of an utterance's states, leave-one-speaker-out. The last rows bring these to
-mean 0 and variance 1 over all utterances of a speaker, as one can who has many of the speaker to be judged, unlabelled.
+SVM over the mean and standard deviation of an utterance's states, leave-one-speaker-out; over their mean and maximum,
+as the paper's head pools; and with mean and deviation brought to mean 0 and variance 1 over all utterances of a
+speaker, as one can who has many of the speaker to be judged, unlabelled.
 `--random` takes new weights of the same architecture.
 """
 
@@ -31,7 +32,7 @@ STRENGTHS = (0.001, 0.003, 0.01)
 
 @torch.inference_mode()
 def pooled_states(model: CtalModel, features_TF: torch.Tensor) -> np.ndarray:
-    """(layers, 2·D) means and standard deviations over time, without a transcript."""
+    """(layers, 3, D) means, standard deviations and maxima over time, without a transcript."""
     seen: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, given: object, states_TD: torch.Tensor) -> None:
@@ -41,7 +42,7 @@ def pooled_states(model: CtalModel, features_TF: torch.Tensor) -> np.ndarray:
     model(input_features=features_TF[None])
     for hook in hooks:
         hook.remove()
-    return np.stack([torch.cat([states_TD.mean(0), states_TD.std(0)]).numpy() for states_TD in seen])
+    return np.stack([torch.stack([each.mean(0), each.std(0), each.amax(0)]).numpy() for each in seen])
 
 
 def normalised_by(speakers: np.ndarray, statistics: np.ndarray) -> np.ndarray:
@@ -68,8 +69,10 @@ def main() -> None:
     found = np.stack([pooled_states(model, extractor.features(load_audio(each.audio, each.id))) for each in recordings])
     labels = np.array([each["emotion"] for each in store.labels()])
     warnings.simplefilter("ignore", ConvergenceWarning)
-    views = {f"layer {number + 1}": found[:, number] for number in range(found.shape[1])}
-    views["all layers"] = found.reshape(len(found), -1)
+    count = len(found)
+    views = {f"layer {number + 1}": found[:, number, :2].reshape(count, -1) for number in range(found.shape[1])}
+    views["all layers"] = found[:, :, :2].reshape(count, -1)
+    views["all layers, mean and maximum"] = found[:, :, ::2].reshape(count, -1)
     views["all layers, by speaker"] = normalised_by(np.array(store.index.speakers), views["all layers"])
     for view, statistics in views.items():
         for strength in STRENGTHS:
