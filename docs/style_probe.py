@@ -2,9 +2,9 @@
 
     python docs/style_probe.py demo/corpus
 
-An SVM over what `ctal.pitch` finds in an utterance (how its pitch and voicing are spread, how long it is) and how many
-letters it has a second; trained on the training speakers, tested on all others. Last, without the rate, and without the
-pitch: what either is worth.
+An SVM over what `ctal.pitch` finds in an utterance (how its pitch and voicing are spread), how long it is, and how many
+letters and words it has a second; trained on the training speakers, tested on all others. Last, without rate and
+length, and without pitch: what either is worth.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def statistics(wave: np.ndarray, text: str) -> dict[str, list[float]]:
     letters, words = len(re.findall("[a-z]", text.lower())), len(text.split())
     return {
         "pitch": [*spread, spread[-1] - spread[0], spoken.std(), float(np.median(np.abs(np.diff(spoken))))],
-        "voicing": [voicing.mean(), voicing.std(), (voicing > VOICED).mean(), seconds],
-        "rate": [np.log(letters / seconds), np.log(words / seconds)],
+        "voicing": [voicing.mean(), voicing.std(), (voicing > VOICED).mean()],
+        "rate": [np.log(letters / seconds), np.log(words / seconds), seconds],
     }
 
 

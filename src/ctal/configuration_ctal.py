@@ -146,7 +146,8 @@ class CtalConfig(_CheckedConfig):
     max-pooling), `concat`, `text`, `audio` or `gated`."""
     audio_pooling: str = "max"
     """Beside what a task's head attends to of the audio: its maximum (`max`, the paper's), or its deviation over time
-    (`statistics`: attentive statistics pooling, Okabe et al., 2018)."""
+    (`statistics`: attentive statistics pooling, Okabe et al., 2018). The fusions `text`, `concat` and
+    `orthogonal_attended` look at neither."""
     use_weighted_layer_sum: bool = False
     """A task's head sees a weighted sum of the states of all layers, with weights that it learns (SUPERB, Yang et al.,
     2021), not those of the last layer alone."""

@@ -115,9 +115,10 @@ def extract_features_batch(
 ) -> Features:
     """Features of utterances of any lengths, each (num_samples ≥ 1,) float at 16 kHz and on the same device.
 
-    The batch an utterance is in does not change its features (beyond rounding, below 1e-5).
+    The batch an utterance is in does not change its features (beyond rounding, below 1e-5; of pitch, below 1e-4, unless
+    two frequencies fit a frame equally well).
     An utterance of fewer than 9 frames, too short for the authors' code, gets deltas over the widest odd window that
-    fits; one or two frames have deltas of 0, and with `cmvn="utterance"` a single frame is all 0.
+    fits; one or two frames have deltas of 0, and with `cmvn="utterance"` a single frame is all 0 but for its voicing.
     """
     if cmvn == "level":
         waves = [at_one_level(wave) for wave in waves]
@@ -154,7 +155,8 @@ def _analyse(waves: Sequence[Tensor], feature_type: FeatureType, pitch: bool) ->
         real, imaginary = torch.view_as_real(torch.fft.rfft(frames_NW * window_W, n=n_fft)).unbind(-1)
         power_NK = real * real + imaginary * imaginary
         mel.append(torch.log(power_NK @ filters + _LOG_OFFSET))
-        correlations.append(autocorrelation(power_NK, width) if pitch else power_NK[:, :0])
+        # An empty view would keep the whole spectrum.
+        correlations.append(autocorrelation(power_NK, width) if pitch else power_NK.new_zeros(len(power_NK), 0))
     return torch.cat(mel), torch.cat(correlations)
 
 

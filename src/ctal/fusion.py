@@ -24,7 +24,8 @@ from torch import Tensor, nn
 OrthogonalNorm = Literal["cosine", "reference"]
 
 LEAST_VARIANCE = 1e-6
-"""Of a dimension of a pool, which lies between -1 and 1, over utterances that differ in it."""
+"""Of what lies between -1 and 1: a dimension of a pool over utterances that differ in it, or of the audio's states over
+time."""
 
 
 class Pools(NamedTuple):
@@ -63,10 +64,11 @@ def segment_statistics(values_ND: Tensor, scores_N: Tensor, owner_N: Tensor, seg
     empty segment (attentive statistics pooling: Okabe et al., 2018, formulas 5 and 6)."""
     values, shares_N = values_ND.float(), _shares(scores_N, owner_N, segments)
     mean_SD = _segment_mean(values, shares_N, owner_N, segments)
-    variance_SD = _segment_mean((values - mean_SD[owner_N]).square(), shares_N, owner_N, segments)
+    # Without the slope by way of the mean, about which the variance is least: it is 0, and expensive.
+    variance_SD = _segment_mean((values - mean_SD.detach()[owner_N]).square(), shares_N, owner_N, segments)
     # The slope of a root is infinite at 0, which a single position has.
     deviation_SD = torch.where(variance_SD > LEAST_VARIANCE, variance_SD, LEAST_VARIANCE).sqrt()
-    is_empty_S1 = torch.bincount(owner_N, minlength=segments)[:, None] == 0
+    is_empty_S1 = torch.ones(segments, 1, dtype=torch.bool, device=owner_N.device).index_fill(0, owner_N, False)
     return mean_SD.to(values_ND.dtype), deviation_SD.masked_fill(is_empty_S1, 0).to(values_ND.dtype)
 
 

@@ -44,7 +44,7 @@ class Pitch(NamedTuple):
     """Natural logarithm of the fundamental frequency; in a straight line across frames without voice, level before the
     first and after the last, and 0 in an utterance without any."""
     voicing_BT: Tensor
-    """0 (noise, silence) … 1 (a pure tone): the height of the autocorrelation there."""
+    """The height of the autocorrelation there: 0 (silence) … 1, from 0.5 (deep) to 1 (high) where a sound is periodic."""
     is_voiced_BT: Tensor
     """bool."""
 
@@ -83,7 +83,7 @@ def _log_grid() -> Tensor:
 def track_pitch(correlation_BTP: Tensor, mask_BT: Tensor) -> Pitch:
     """From the `autocorrelation` (B, T, 1 + P) of each frame; `mask_BT` is true at the frames of an utterance.
 
-    The batch that an utterance is in changes nothing, beyond rounding.
+    The batch that an utterance is in changes nothing, unless rounding decides between two lags.
     """
     mask_BT1 = mask_BT[..., None]
     energy_BT1, heights_BTP = correlation_BTP[..., :1] * mask_BT1, correlation_BTP[..., 1:] * mask_BT1

@@ -137,7 +137,7 @@ class MaskedUtterance:
     attended: Attended | None
     """By the masked utterance; None where the model's audio does not see the text."""
     error: float
-    """L1, a dimension (of all, static and delta) of a masked frame."""
+    """L1, a dimension (of all, static, delta and pitch) of a masked frame."""
 
 
 @dataclass(frozen=True)
