@@ -44,7 +44,7 @@ class Pitch(NamedTuple):
     """Natural logarithm of the fundamental frequency; in a straight line across frames without voice, level before the
     first and after the last, and 0 in an utterance without any."""
     voicing_BT: Tensor
-    """The height of the autocorrelation there: 0 (silence) … 1, from 0.5 (deep) to 1 (high) where a sound is periodic."""
+    """The height of the autocorrelation there: 0 (silence) … 1; of what is periodic from 0.5 (deep) to 1 (high)."""
     is_voiced_BT: Tensor
     """bool."""
 
