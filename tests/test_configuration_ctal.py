@@ -39,6 +39,14 @@ def test_an_override_reaches_every_encoder_that_has_the_field(size: str) -> None
     assert config.audio_is_causal
 
 
+def test_models_from_before_there_was_pitch_have_none() -> None:
+    old = CtalConfig.of_size("nano").to_dict()
+    del old["audio_config"]["pitch"], old["audio_pooling"]
+    config = CtalConfig.from_dict(old)
+    assert not config.audio.pitch
+    assert config.audio_pooling == "max"
+
+
 def test_every_field_can_be_overridden_and_sizes_stay_as_they_are() -> None:
     before = copy.deepcopy(SIZES)
     defaults = CtalConfig.of_size("nano")

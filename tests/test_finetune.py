@@ -374,6 +374,21 @@ def test_pools_of_what_a_model_was_not_given_are_measured_where_it_is_continued_
     assert (after < 1).all()
 
 
+def test_pools_are_measured_anew_where_a_model_is_continued_with_another_pooling(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    run(labelled, tmp_path / "maxima", head={"standardise_pools": True}, epochs=1)
+    settings, start = make_config(FinetuneConfig, QUICK, {"epochs": 1}), tmp_path / "maxima" / "model"
+    head = {"audio_pooling": "statistics"}
+    finetune("emotion", [labelled.split], tmp_path / "deviations", settings, start_from=start, head=head)
+    before, after = (
+        load_file(tmp_path / name / "model" / "model.safetensors")["head.standardisation.mean_4D"][3]
+        for name in ("maxima", "deviations")
+    )
+    assert (after >= 0).all()
+    assert not torch.allclose(before, after)
+
+
 @pytest.mark.parametrize("frozen", ["text", "audio", "both"])
 def test_a_frozen_encoder_stays_as_it_is(labelled: Labelled, tmp_path: Path, frozen: str) -> None:
     run(labelled, tmp_path / "run", frozen=frozen, epochs=1)

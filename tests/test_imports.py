@@ -54,6 +54,7 @@ LAYERS = {
             "gelu",
             "masking",
             "metrics",
+            "pitch",
             "processes",
         ),
         *("text", "trials"),
