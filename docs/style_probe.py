@@ -20,18 +20,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from ctal.audio import load_audio
-from ctal.features import extract_features
+from ctal.audio import SAMPLING_RATE, load_audio
+from ctal.features import NUM_PITCH, extract_features
+from ctal.pitch import VOICED
 
-VOICED = 0.25
 QUANTILES = (5, 10, 25, 50, 75, 90, 95)
 
 
 def statistics(wave: np.ndarray, text: str) -> dict[str, list[float]]:
-    log_hertz, _, voicing = extract_features(torch.from_numpy(wave), cmvn="none", pitch=True)[:, -3:].T.numpy()
+    features_TD = extract_features(torch.from_numpy(wave), cmvn="none", pitch=True)
+    log_hertz, _, voicing = features_TD[:, -NUM_PITCH:].T.numpy()
     spoken = log_hertz[voicing > VOICED] if (voicing > VOICED).any() else log_hertz
     spread = np.percentile(spoken, QUANTILES)
-    seconds = len(wave) / 16_000
+    seconds = len(wave) / SAMPLING_RATE
     letters, words = len(re.findall("[a-z]", text.lower())), len(text.split())
     return {
         "pitch": [*spread, spread[-1] - spread[0], spoken.std(), float(np.median(np.abs(np.diff(spoken))))],

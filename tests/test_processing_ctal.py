@@ -141,8 +141,8 @@ class TestFeatureExtractor:
         CtalFeatureExtractor(delta_order=2, pitch=True).save_pretrained(tmp_path)
         extractor = CtalFeatureExtractor.from_pretrained(tmp_path)
         assert extractor.feature_size == 243
-        assert extractor.parts() == {"static": slice(0, 80), "delta": slice(80, 240), "pitch": slice(240, 243)}
-        assert CtalFeatureExtractor(delta_order=0).parts() == {"static": slice(0, 80)}
+        assert extractor.parts == {"static": slice(0, 80), "delta": slice(80, 240), "pitch": slice(240, 243)}
+        assert CtalFeatureExtractor(delta_order=0).parts == {"static": slice(0, 80)}
 
 
 class TestProcessor:

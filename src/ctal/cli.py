@@ -125,7 +125,7 @@ def features(
     from ctal.store import Store
     from ctal.stored_features import write_features
 
-    asked: dict[str, Any] = {**({"cmvn": cmvn} if cmvn else {}), **({"pitch": True} if pitch else {})}
+    asked = {name: value for name, value in {"cmvn": cmvn, "pitch": pitch}.items() if value}
     if model and asked:
         raise InputError(f"--{next(iter(asked))}: a model has its own features; leave it out with --model")
     extractor = load_processor(model).feature_extractor if model else new_extractor(asked)

@@ -21,6 +21,8 @@ Wave = np.ndarray | Tensor | Sequence[float]
 Padding = Literal[True, False, "longest"]
 """transformers' names; without padding only a batch of equal lengths fits into a tensor."""
 
+_OPTIONS = ("feature_type", "delta_order", "cmvn", "pitch")
+"""Fields that `extract_features` takes."""
 _DERIVED = ("feature_size", "sampling_rate", "padding_value", "padding_side", "return_attention_mask")
 """Attributes of every `SequenceFeatureExtractor` that follow from ours, so that they are not saved."""
 _BOOKKEEPING = ("feature_extractor_type", "processor_class", "auto_map")
@@ -49,7 +51,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         delta and voicing (`ctal.pitch`)."""
         if isinstance(cmvn, bool):
             cmvn = "utterance" if cmvn else "none"
-        fields = ("feature_type", "delta_order", "cmvn", "max_frames", "pitch")
+        fields = (*_OPTIONS, "max_frames")
         for name in kwargs:
             if name not in _BOOKKEEPING:
                 raise InputError(f"{type(self).__name__} has no field '{name}'{did_you_mean(name, fields)}")
@@ -110,6 +112,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         normalised = {"utterance": "-cmvn", "level": "-level", "fixed": "-fixed", "none": ""}[self.cmvn]
         return f"{self.feature_type}-{self.delta_order}{normalised}{'-pitch' * self.pitch}"
 
+    @property
     def parts(self) -> dict[str, slice]:
         """Which dimensions of a frame are log-mel (`static`), their deltas of all orders (`delta`), and `pitch`."""
         deltas_end = NUM_MEL * (1 + self.delta_order)
@@ -125,7 +128,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
     def _options(self) -> dict[str, Any]:
         """Those of `extract_features`."""
-        return {name: getattr(self, name) for name in ("feature_type", "delta_order", "cmvn", "pitch")}
+        return {name: getattr(self, name) for name in _OPTIONS}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the constructor and the class."""

@@ -100,8 +100,7 @@ def extract_features(
     pitch: bool = False,
 ) -> Tensor:
     """Features (T, D) float32 of one utterance (num_samples ≥ 1,) at 16 kHz, with T = `num_frames(num_samples)`."""
-    options = {"feature_type": feature_type, "delta_order": delta_order, "cmvn": cmvn, "pitch": pitch}
-    batch = extract_features_batch([wave], **options)
+    batch = extract_features_batch([wave], feature_type=feature_type, delta_order=delta_order, cmvn=cmvn, pitch=pitch)
     return batch.features_BTD[0]
 
 

@@ -33,7 +33,7 @@ _SMOOTHED = 2
 """Frames to either side over which autocorrelations are averaged."""
 _SILENCE = 1e-2
 """Of the loudest frame's magnitude: what is much softer is not voiced, however periodic."""
-_VOICED = 0.25
+VOICED = 0.25
 """Voicing from which a frame has a pitch of its own."""
 
 
@@ -56,12 +56,12 @@ def autocorrelation(power_NK: Tensor, width: int) -> Tensor:
         power_NK: power spectra of frames, from 0 Hz to half the sampling rate.
         width: samples of the Hann window that was applied before.
     """
-    cosines_KP = _cosines(power_NK.shape[1], width).to(power_NK.device)
+    cosines_KP = _cosines(power_NK.shape[1], width, power_NK.device)
     return power_NK[:, : len(cosines_KP)].sqrt() @ cosines_KP
 
 
 @cache
-def _cosines(num_bins: int, width: int) -> Tensor:
+def _cosines(num_bins: int, width: int, device: torch.device) -> Tensor:
     """(K, 1 + P) float32: the first K of `num_bins` bins of a spectrum → its autocorrelation; nothing below the lowest
     pitch, where hum is and no voice."""
     bins_hz = torch.arange(num_bins, dtype=torch.float64) * SAMPLING_RATE / 2 / (num_bins - 1)
@@ -71,7 +71,7 @@ def _cosines(num_bins: int, width: int) -> Tensor:
     window = torch.hann_window(width, dtype=torch.float64)
     left_P = torch.fft.irfft(torch.fft.rfft(window, n=4 * width).abs().square())
     left_P = left_P[(lags * SAMPLING_RATE).round().long()] / left_P[0]
-    return (cosines_KP / left_P)[bins_hz <= _TOP_HZ].float()
+    return (cosines_KP / left_P)[bins_hz <= _TOP_HZ].float().to(device)
 
 
 @cache
@@ -97,7 +97,7 @@ def track_pitch(correlation_BTP: Tensor, mask_BT: Tensor) -> Pitch:
     shift_BT = ((left - right) / (2 * (left - 2 * middle + right)).clamp_max(-1e-6)).clamp(-0.5, 0.5)
     log_hertz_BT = grid_P[best_BT1[..., 0]] + shift_BT * (grid_P[1] - grid_P[0])
     voicing_BT = heights_BTP.gather(-1, best_BT1)[..., 0].clamp(0, 1) * mask_BT
-    is_voiced_BT = voicing_BT > _VOICED
+    is_voiced_BT = voicing_BT > VOICED
     return Pitch(_across_gaps(log_hertz_BT, is_voiced_BT) * mask_BT, voicing_BT, is_voiced_BT)
 
 

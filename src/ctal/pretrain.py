@@ -117,7 +117,7 @@ def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation | None:
         objective.dataset,
         objective.split.train,
         objective.split.validation,
-        parts=extractor.parts(),
+        parts=extractor.parts,
     )
     return {
         "step": saved["step"],
