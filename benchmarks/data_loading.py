@@ -94,7 +94,7 @@ def write_features(folder: Path, dataset: PretrainingDataset) -> Path:
         for row in range(len(dataset.corpus)):
             stored = dataset.corpus.read(row)
             path = folder / f"{row:05d}.npy"
-            np.save(path, dataset.extract(load_audio(stored.audio, stored.id)).numpy())
+            np.save(path, dataset.features.extract(load_audio(stored.audio, stored.id)).numpy())
             writer.writerow((stored.id, path, stored.text))
     return table
 

@@ -236,6 +236,7 @@ def test_a_mistake_in_a_plan_names_it(tmp_path: Path, right: str, wrong: str, me
 def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
     assert plan_names() == [
         "heads",
+        "known-speaker",
         "model",
         "paper-claims",
         "paper-fusion",

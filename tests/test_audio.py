@@ -202,6 +202,7 @@ def test_deltas_of_fewer_than_9_frames_use_the_widest_odd_window_that_fits(order
         ("fbank", 2, "utterance"),
         ("fbank", 2, "fixed"),
         ("fbank", 2, "level"),
+        ("mel", 1, "speaker"),
         ("mel", 0, "none"),
     ],
 )

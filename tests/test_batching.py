@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from conftest import TinyCorpus, record
 from ctal import batching
+from ctal.audio import load_audio
 from ctal.batching import (
     Corpus,
     Microbatch,
@@ -38,10 +40,12 @@ from ctal.corpora import Utterance
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.masking import IGNORED
+from ctal.objective import corpus_features
 from ctal.pretrain import load_tokenizer, make_dataset
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store, prepare_store
+from ctal.stored_features import write_features
 
 Rows = Sequence[tuple[str | None, int, bool, str | None]]
 """(speaker, frames, has text, split) of each utterance."""
@@ -317,6 +321,66 @@ def test_people_of_other_corpora_are_other_people_and_change_no_name_of_the_firs
         stores.append(Store(tmp_path / str(number)))
     assert Corpus(stores[:2]).speakers == ["7", None, "7", None]
     assert Corpus(stores).speakers == ["7", None, "7", None, "two/7", None]
+
+
+# Speakers' means --------------------------------------------------------------------------------------------------
+
+CENTRED = CtalFeatureExtractor(cmvn="speaker", pitch=True)
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two speakers with four recordings each, at other levels, and two recordings of nobody."""
+    folder = tmp_path_factory.mktemp("voices")
+    utterances = [
+        Utterance(str(number), record(folder / f"{number}.wav", 0.4 + 0.1 * number, 150, number), speaker=speaker)
+        for number, speaker in enumerate(["a", "b", None, "a", "a", "b", "b", "a", None, "b"])
+    ]
+    prepare_store(utterances, folder / "store", corpus="voices", workers=1)
+    return folder / "store"
+
+
+def centred(store: Path) -> tuple[Corpus, list[Tensor]]:
+    corpus = Corpus([Store(store)])
+    features = corpus_features(corpus, CENTRED)
+    return corpus, [features.read(row, corpus.read(row)) for row in range(len(corpus))]
+
+
+def test_features_less_a_speakers_mean_have_mean_0_over_that_speaker_or_over_a_recording_of_nobody(
+    voices: Path,
+) -> None:
+    corpus, features = centred(voices)
+    of: dict[str, list[Tensor]] = {}
+    for row, speaker in enumerate(corpus.speakers):
+        of.setdefault(speaker or corpus.ids[row], []).append(features[row])
+    assert [len(each) for each in of.values()] == [4, 4, 1, 1]
+    for each in of.values():
+        assert torch.cat(each).float().mean(0).abs().max() < 2e-3  # float16
+    assert of["a"][0].float().mean(0).abs().max() > 0.01, "one recording of several is not the mean"
+    (note,) = corpus_features(corpus, CENTRED).notes()
+    assert note == "2 of 10 utterances have no speaker: each is less its own mean"
+
+
+def test_a_speakers_mean_is_that_which_use_takes_and_stored_features_are_those_of_fixed(
+    voices: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(voices, tmp_path / "store")
+    corpus, features = centred(tmp_path / "store")
+    waves = {row: load_audio(corpus.read(row).audio, "") for row, name in enumerate(corpus.speakers) if name == "a"}
+    known = CENTRED.for_speaker(waves.values())
+    for row, wave in waves.items():
+        assert (known.features(wave) - features[row].float()).abs().max() < 0.01  # twice rounded to float16
+    fixed = CtalFeatureExtractor(cmvn="fixed", pitch=True)
+    write_features(Store(tmp_path / "store"), fixed.analysis, fixed.features, workers=1)
+    for one, other in zip(features, centred(tmp_path / "store")[1], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_of_many_recordings_as_many_are_heard_as_tell_the_mean(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctal.batching.SPEAKER_RECORDINGS", 2)
+    features = centred(voices)[1]
+    outer = [features[row].float() for row in (0, 7)]
+    assert torch.cat(outer).mean(0).abs().max() < 2e-3, "the first and the last of a"
 
 
 # Batches ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from safetensors.torch import load_file
 
 from conftest import BEYOND_THE_PAPER, NANO, CtalProcess, Labelled, losses, record
 from ctal import CtalConfig, CtalForSequenceClassification, CtalForXVector
+from ctal.audio import SAMPLING_RATE, load_audio
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import Utterance, get_corpus
 from ctal.errors import InputError
 from ctal.finetune import FinetuneObjective, evaluate_task, finetune, judge_rows, load_model_for, make_dataset
 from ctal.heard import Heard
+from ctal.inference import Recording, pipeline
 from ctal.masking import mask_blocks
 from ctal.model_folders import load_processor
+from ctal.pretrain import load_model
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.report.tasks import write_task_report
 from ctal.store import Store, prepare_store
@@ -738,6 +742,30 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     assert "only verification" in refusal(lambda: evaluate_task("emotion", split, model, trials=trials))
     verification = runs["verification"] / "model"
     assert "cannot be read" in refusal(lambda: evaluate_task("verification", split, verification, trials=trials))
+
+
+def test_a_model_of_known_speakers_says_so_and_cannot_tell_speakers_apart(labelled: Labelled, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    processor, model = load_model(labelled.pretrained)
+    processor.feature_extractor.cmvn = model.config.audio.cmvn = "speaker"
+    model.save_pretrained(start)
+    processor.save_pretrained(start)
+    centred = replace(labelled, pretrained=start)
+    evaluation = run(centred, tmp_path / "run")
+    assert "features less each speaker's mean" in evaluation["protocol"]["description"]
+    refused = refusal(lambda: run(centred, tmp_path / "verification", "verification"))
+    assert "pre-train with another cmvn to tell them apart" in refused
+    # In use, with the same recordings of the speaker, the same is said.
+    lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    corpus = Corpus([Store(labelled.split)])
+    stored = {each.id: each for each in map(corpus.read, range(len(corpus)))}
+    speaker = lines[0]["speaker"]
+    waves = {name: load_audio(each.audio, "") for name, each in stored.items() if each.speaker == speaker}
+    known = [Recording(wave, None, SAMPLING_RATE) for wave in waves.values()]
+    hear = pipeline("emotion", tmp_path / "run" / "model", device="cpu", speaker=known)
+    for line in (each for each in lines if each["speaker"] == speaker):
+        result = hear(waves[line["id"]], text=stored[line["id"]].text, sampling_rate=SAMPLING_RATE)
+        assert result.probabilities == pytest.approx(line["probabilities"], abs=2e-3)
 
 
 def test_a_store_without_labels_is_refused(labelled: Labelled, tmp_path: Path) -> None:

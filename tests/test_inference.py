@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -477,6 +478,38 @@ def test_predict_names_missing_paths_and_empty_folders(ctal: Cli, models: Path, 
 
 
 # ctal verify ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_normalises_by_the_speaker_is_given_recordings_of_whoever_speaks(
+    ctal: Cli, models: Path, sound: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models / "emotion", folder)
+    saved = json.loads((folder / "processor_config.json").read_text())
+    saved["feature_extractor"]["cmvn"] = "speaker"
+    (folder / "processor_config.json").write_text(json.dumps(saved))
+    command = ("predict", sound / "0.wav", "--json", "--model")
+    given = {
+        "nobody": (),
+        "itself": ("--speaker", sound / "0.wav"),
+        "files": [part for number in range(5) for part in ("--speaker", sound / f"{number}.wav")],
+        "folder": ("--speaker", sound),
+    }
+    said = {name: lines_of(ctal(*command, folder, *more))[0] for name, more in given.items()}
+    notes = {name: any("none is given: less reliable" in note for note in said[name]["notes"]) for name in said}
+    assert notes == {"nobody": True, "itself": False, "files": False, "folder": False}
+    heard = {name: list(each["probabilities"].values()) for name, each in said.items()}
+    assert heard["nobody"] == pytest.approx(heard["itself"], abs=1e-4)
+    assert heard["folder"] == heard["files"]
+    assert heard["folder"] != pytest.approx(heard["itself"], abs=1e-4)
+    assert "does not normalise by them (its cmvn is utterance)" in refusal(
+        ctal(*command, models / "emotion", "--speaker", sound)
+    )
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refusal(ctal(*command, folder, "--speaker", tmp_path / "empty"))
+    assert "no such file or folder" in refusal(ctal(*command, folder, "--speaker", tmp_path / "nowhere"))
+    (tmp_path / "a.wav").write_text("not audio")
+    assert "a.wav" in refusal(ctal(*command, folder, "--speaker", tmp_path / "a.wav"))
 
 
 def test_verify_says_who_speaks(ctal: Cli, models: Path, sound: Path, tmp_path: Path) -> None:

@@ -197,7 +197,10 @@ def test_what_features_are_normalised_by_travels_with_the_model(ctal: Cli, tiny:
     other = ctal(*pretrain_arguments(tiny, tmp_path / "run", "--resume", steps=2))
     assert other.code == 2
     assert "the run was started with" in other.errors
-    assert "use utterance, level, fixed" in ctal(*pretrain_arguments(tiny, tmp_path / "other", cmvn="none")).errors
+    assert (
+        "use utterance, level, fixed, speaker"
+        in ctal(*pretrain_arguments(tiny, tmp_path / "other", cmvn="none")).errors
+    )
 
 
 def test_pitch_is_seen_by_a_model_that_is_told_to_and_is_one_of_the_things_that_it_is_measured_on(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, PreTrainedTokenize
 from ctal import CtalConfig, CtalFeatureExtractor, CtalProcessor
 from ctal.audio import num_frames
 from ctal.errors import InputError
+from ctal.features import Cmvn
 from ctal.text import normalize_transcript, train_tokenizer
 
 RATE = 16_000
@@ -99,7 +101,7 @@ class TestFeatureExtractor:
             ({"feature_size": 80}, "no field 'feature_size'"),
             ({"feature_type": "mfcc"}, "choose from mel, fbank"),
             ({"delta_order": 3}, "choose from 0, 1, 2"),
-            ({"cmvn": "utterence"}, "did you mean 'utterance'.*choose from utterance, level, fixed, none"),
+            ({"cmvn": "utterence"}, "did you mean 'utterance'.*choose from utterance, level, fixed, speaker, none"),
             ({"max_frames": 0}, "at least 1"),
             ({"pitch": 1}, "pitch is 1; it is true or false"),
             ({"pitch": True, "feature_type": "fbank"}, "too short for deep voices; use feature_type mel"),
@@ -113,9 +115,44 @@ class TestFeatureExtractor:
         assert [CtalFeatureExtractor(cmvn=cmvn).cmvn for cmvn in (True, False)] == ["utterance", "none"]
 
     def test_what_is_normalised_otherwise_has_another_name(self):
-        names = {CtalFeatureExtractor(cmvn=cmvn).analysis for cmvn in ("utterance", "level", "fixed", "none")}
-        assert names == {"mel-1-cmvn", "mel-1-level", "mel-1-fixed", "mel-1"}
+        names = {CtalFeatureExtractor(cmvn=cmvn).analysis for cmvn in get_args(Cmvn)}
+        assert names == {"mel-1-cmvn", "mel-1-level", "mel-1-fixed", "mel-1-speaker", "mel-1"}
         assert CtalFeatureExtractor(pitch=True).analysis == "mel-1-cmvn-pitch"
+
+    def test_a_speakers_mean_is_taken_away_whatever_the_batch_and_the_length(self):
+        extractor = CtalFeatureExtractor(cmvn="speaker", pitch=True)
+        waves = [noise(n, seed=n) for n in (30_000, 12_000, 50_000)]
+        known = extractor.for_speaker(waves)
+        frames = torch.cat([known.features(wave) for wave in waves])
+        assert frames.mean(0).abs().max() < 1e-5
+        assert extractor.uncentred.analysis == CtalFeatureExtractor(cmvn="fixed", pitch=True).analysis
+        batch = known(waves, sampling_rate=RATE)
+        for features, mask, wave in zip(*batch.values(), waves, strict=True):
+            assert known.speaker_mean is not None
+            alone = extractor.uncentred.features(wave) - known.speaker_mean
+            assert torch.allclose(features[mask.bool()], alone, rtol=0, atol=1e-4)
+            assert not features[~mask.bool()].any()
+
+    def test_without_recordings_of_the_speaker_the_recording_stands_for_them(self):
+        extractor = CtalFeatureExtractor(cmvn="speaker")
+        wave = noise(30_000)
+        alone = extractor.features(wave)
+        assert torch.allclose(alone, extractor.for_speaker([wave]).features(wave), rtol=0, atol=1e-5)
+        assert torch.allclose(extractor(wave, sampling_rate=RATE)["input_features"][0], alone, rtol=0, atol=1e-5)
+
+    def test_a_speaker_is_not_saved_with_the_model(self, tmp_path: Path):
+        CtalConfig().save_pretrained(tmp_path)
+        extractor = CtalFeatureExtractor(cmvn="speaker")
+        extractor.for_speaker([noise(8_000)]).save_pretrained(tmp_path)
+        loaded = CtalFeatureExtractor.from_pretrained(tmp_path)
+        assert loaded.to_dict() == extractor.to_dict()
+        assert loaded.speaker_mean is None
+
+    def test_recordings_of_a_speaker_are_refused_where_they_make_no_difference(self):
+        with pytest.raises(InputError, match="does not normalise by them \\(its cmvn is fixed\\)"):
+            CtalFeatureExtractor(cmvn="fixed").for_speaker([noise(8_000)])
+        with pytest.raises(InputError, match="give at least one"):
+            CtalFeatureExtractor(cmvn="speaker").for_speaker([])
 
     def test_padding_is_to_the_longest_or_not_at_all(self):
         extractor = CtalFeatureExtractor()

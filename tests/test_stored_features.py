@@ -48,7 +48,7 @@ def test_stored_features_change_no_batch_and_spare_the_recordings(tiny: TinyCorp
     before = list(load(dataset(tiny, store), iter(ALL), 0))
     analyse(store)
     stored = dataset(tiny, store)
-    stored.extract = deaf
+    stored.features.extract = deaf
     for one, other in zip(before, load(stored, iter(ALL), workers), strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -84,13 +84,13 @@ def test_unfinished_features_are_not_used(store: Path) -> None:
 
 
 def test_it_is_said_where_features_are_stored_of_another_analysis_alone(tiny: TinyCorpus, store: Path) -> None:
-    assert dataset(tiny, store).notes() == []
+    assert dataset(tiny, store).features.notes() == []
     other = CtalFeatureExtractor(cmvn="fixed")
     write_features(Store(store), other.analysis, other.features, workers=1)
-    (note,) = dataset(tiny, store).notes()
+    (note,) = dataset(tiny, store).features.notes()
     assert f"{store}: has features of {other.analysis} only" in note
     analyse(store)
-    assert dataset(tiny, store).notes() == []
+    assert dataset(tiny, store).features.notes() == []
 
 
 def test_features_of_another_analysis_are_not_used(store: Path) -> None:
@@ -113,6 +113,7 @@ def test_the_command_names_what_is_wrong_and_what_it_wrote(ctal: Cli, store: Pat
     assert (store / "features" / "mel-1-fixed").is_dir()
     assert "written" in ctal("features", store, "--pitch").output
     assert (store / "features" / "mel-1-cmvn-pitch").is_dir()
+    assert "mel-1-fixed: up to date" in ctal("features", store, "--cmvn", "speaker").output, "the mean is not stored"
     assert "did you mean 'fixed'" in ctal("features", store, "--cmvn", "fixd").errors
     missing = ctal("features", tmp_path / "nowhere")
     assert missing.code == 2

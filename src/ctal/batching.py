@@ -306,54 +306,59 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     return Split(usable[~is_held], usable[is_held], rule)
 
 
-class UtteranceDataset(Dataset):
-    """Makes microbatches of utterances; lives in the loader's workers.
+SPEAKER_RECORDINGS = 100
+"""By so many a speaker's mean is told."""
 
-    `encode` turns a transcript (or None) into token ids with `<s>` and `</s>`; `extract` turns (samples,) at 16 kHz
-    into (T, F) features; `analysis` is its name, by which stored features are found. All come from the processor; this
-    module knows neither tokenizers nor models. Features are float16, half of what has to be copied.
+
+class CorpusFeatures:
+    """The features of a corpus's recordings; lives in the loader's workers.
+
+    `extract` turns (samples,) at 16 kHz into (T, F) features; `analysis` is its name, by which stored features are
+    found. Features are float16, half of what has to be copied.
     """
 
     def __init__(
         self,
         corpus: Corpus,
         *,
-        encode: Callable[[str | None], list[int]],
         extract: Extract,
         analysis: str,
-        seed: int,
+        less_speaker_mean: bool = False,
         cache_bytes: int = 0,
     ) -> None:
-        self.corpus, self.encode, self.extract, self.seed = corpus, encode, extract, seed
-        self.analysis = analysis
+        """`less_speaker_mean` takes away the mean over up to `SPEAKER_RECORDINGS` of all that the corpus has of the
+        speaker, or over the recording where its speaker is not known."""
+        self.corpus, self.extract, self.analysis = corpus, extract, analysis
+        self.less_speaker_mean = less_speaker_mean
         self._stored = [open_features(store, analysis) for store in corpus.stores]
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
+        self._means: dict[str, Tensor] = {}
 
-    def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
-        return collate([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
-
-    def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
-        """One utterance as it is in `epoch`: `input_ids` (L,), `input_features` (T, F) and what a task adds."""
-        raise NotImplementedError
+    def read(self, row: int, stored: StoredUtterance) -> Tensor:
+        """(T, F) float16 of the whole recording."""
+        features = self._as_extracted(row, stored)
+        if not self.less_speaker_mean:
+            return features
+        return rounded(features.float() - self._mean_of(self.corpus.speakers[row], features))
 
     def notes(self) -> list[str]:
-        """What the user should know of where features come from."""
+        """What the user should know of where they come from."""
         others = {store.path: other_analyses(store, self.analysis) for store in self.corpus.stores}
-        return [
+        notes = [
             f"{path}: has features of {', '.join(names)} only; those of {self.analysis} are computed as they are "
             "needed, unless `ctal features` with --model, --cmvn or --pitch stores them"
             for path, names in others.items()
             if names
         ]
+        unknown = sum(speaker is None for speaker in self.corpus.speakers) if self.less_speaker_mean else 0
+        if unknown:
+            notes.append(f"{unknown} of {len(self.corpus)} utterances have no speaker: each is less its own mean")
+        return notes
 
-    def generator(self, stored: StoredUtterance, epoch: int) -> torch.Generator:
-        """From which everything random of this utterance in this epoch is drawn."""
-        return seeded_generator(self.seed, epoch, stored.id)
-
-    def features(self, row: int, stored: StoredUtterance) -> Tensor:
-        """(T, F) float16 of the whole recording: stored ones, or else computed and kept while there is room; nothing is
-        evicted, since all are wanted as often."""
+    def _as_extracted(self, row: int, stored: StoredUtterance) -> Tensor:
+        """Stored ones, or else computed and kept while there is room; nothing is evicted, since all are wanted as
+        often."""
         number, place = self.corpus.place(row)
         if (features_of := self._stored[number]) is not None:
             return features_of.read(place)
@@ -364,6 +369,52 @@ class UtteranceDataset(Dataset):
             self._cache[row] = features
             self._cache_bytes_left -= features.nbytes
         return features
+
+    def _mean_of(self, speaker: str | None, features: Tensor) -> Tensor:
+        """(F,) float32, over all frames of the speaker's recordings, or of `features` where nobody is named."""
+        if speaker is None:
+            return features.float().mean(0)
+        if speaker not in self._means:
+            rows = self._rows_of[speaker]
+            # Evenly over all that there are, since a store may have them in the order of their labels.
+            chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), SPEAKER_RECORDINGS)).round().astype(int)]
+            total, count = torch.zeros(features.shape[1], dtype=torch.float64), 0
+            for row in chosen.tolist():
+                each = self._as_extracted(row, self.corpus.read(row))
+                total, count = total + each.double().sum(0), count + len(each)
+            self._means[speaker] = (total / count).float()
+        return self._means[speaker]
+
+    @cached_property
+    def _rows_of(self) -> dict[str, np.ndarray]:
+        names, speaker_of = np.unique([speaker or "" for speaker in self.corpus.speakers], return_inverse=True)
+        order = np.argsort(speaker_of, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(speaker_of))[:-1])
+        return dict(zip(names.tolist(), parts, strict=True))
+
+
+class UtteranceDataset(Dataset):
+    """Makes microbatches of utterances; lives in the loader's workers.
+
+    `encode` turns a transcript (or None) into token ids with `<s>` and `</s>`. It and `features` come from the
+    processor; this module knows neither tokenizers nor models.
+    """
+
+    def __init__(
+        self, corpus: Corpus, *, encode: Callable[[str | None], list[int]], features: CorpusFeatures, seed: int
+    ) -> None:
+        self.corpus, self.encode, self.features, self.seed = corpus, encode, features, seed
+
+    def __getitem__(self, microbatch: Microbatch) -> dict[str, Tensor]:
+        return collate([self.utterance(row, microbatch.epoch) for row in microbatch.rows])
+
+    def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
+        """One utterance as it is in `epoch`: `input_ids` (L,), `input_features` (T, F) and what a task adds."""
+        raise NotImplementedError
+
+    def generator(self, stored: StoredUtterance, epoch: int) -> torch.Generator:
+        """From which everything random of this utterance in this epoch is drawn."""
+        return seeded_generator(self.seed, epoch, stored.id)
 
 
 def random_window(features: Tensor, max_frames: int, generator: torch.Generator) -> Tensor:
@@ -398,7 +449,7 @@ class PretrainingDataset(UtteranceDataset):
         `mask_time_indices` (T,)."""
         stored = self.corpus.read(row)
         generator = self.generator(stored, epoch)
-        features = random_window(self.features(row, stored), self.max_frames, generator)
+        features = random_window(self.features.read(row, stored), self.max_frames, generator)
         ids = torch.tensor(self.encode(stored.text))
         tokens = {"vocab_size": self.vocab_size, "mask_id": self.mask_id, "special_ids": self.special_ids}
         return masked_utterance(ids, features, self.masking, generator=generator, **tokens)
@@ -487,7 +538,7 @@ class TaskDataset(UtteranceDataset):
         generator = self.generator(stored, epoch)
         is_training = epoch != EVALUATION
         has_text, has_audio = self.inputs != "audio", self.inputs != "text"
-        features = self.features(row, stored) if has_audio else self.no_frames
+        features = self.features.read(row, stored) if has_audio else self.no_frames
         features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         if is_training:
             dice = torch.rand(2, generator=generator)

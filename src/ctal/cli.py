@@ -106,7 +106,8 @@ def features(
         Path | None, typer.Option(metavar="MODEL", help="Analyse as this model does; by default as a new one.")
     ] = None,
     cmvn: Annotated[
-        str | None, typer.Option(help="Normalise for a new model with this --set cmvn: utterance, level or fixed.")
+        str | None,
+        typer.Option(help="Normalise for a new model with this --set cmvn: utterance, level, fixed or speaker."),
     ] = None,
     pitch: Annotated[bool, typer.Option("--pitch", help="For a new model with --set pitch=true.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
@@ -128,7 +129,7 @@ def features(
     asked = {name: value for name, value in {"cmvn": cmvn, "pitch": pitch}.items() if value}
     if model and asked:
         raise InputError(f"--{next(iter(asked))}: a model has its own features; leave it out with --model")
-    extractor = load_processor(model).feature_extractor if model else new_extractor(asked)
+    extractor = (load_processor(model).feature_extractor if model else new_extractor(asked)).uncentred
     with bar("analysing") as progress:
         summary = write_features(
             Store(store), extractor.analysis, extractor.features, workers=workers, progress=progress
@@ -395,6 +396,13 @@ def predict(
         str | None,
         typer.Option(metavar="ID", help="Hear missing transcripts with this local model (transformers' recognition)."),
     ] = None,
+    speaker: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Recordings of the one who speaks in all AUDIO, or a folder of them, for a model with cmvn=speaker.",
+        ),
+    ] = None,
     precision: PrecisionOption = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a recording.")] = False,
 ) -> None:
@@ -404,13 +412,17 @@ def predict(
     the audio alone, and the result says so. Long recordings are cut at pauses, and their windows averaged. A recording
     that cannot be used is named in one line, the others are done, and the exit code is 2.
 
+    A model that was pre-trained with `--set cmvn=speaker` hears how someone differs from how they always sound: give it
+    recordings of them with `--speaker`, in various moods if you can; those to be judged may be among them.
+
     Example: `ctal predict my-recordings --model run/model`
     """
     with _quick_start():
         from ctal.inference import Pipeline, find_recordings, load_task_model
 
         recordings = find_recordings(audio, text=text, transcripts=transcripts)
-        pipeline = Pipeline(load_task_model(model), asr=asr, precision=precision)
+        known = find_recordings(speaker) if speaker else None
+        pipeline = Pipeline(load_task_model(model), asr=asr, precision=precision, speaker=known)
     results: list[Result] = []
     failed = False
     for result in _with_bar("listening", pipeline, recordings, quiet=as_json):

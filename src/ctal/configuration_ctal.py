@@ -97,7 +97,8 @@ class CtalAudioConfig(_EncoderConfig):
     cmvn: str = "utterance"
     """What a new model's features are normalised by: `utterance`: each recording's own mean and deviation, as the
     authors' are; `fixed`: constants, so that how loud and how coloured a voice is stays in them; `level`: the same once
-    every recording is as loud, so that only its colour stays (docs/results.md)."""
+    every recording is as loud, so that only its colour stays; `speaker`: as `fixed`, and then less the mean over the
+    speaker's recordings, so that how they differ from how they always sound stays, for emotions (docs/results.md)."""
     pitch: bool = False
     """A new model also sees how high a voice is: fundamental frequency, its delta and voicing beside log-mel
     (docs/results.md)."""
@@ -111,7 +112,7 @@ class CtalAudioConfig(_EncoderConfig):
         if self.frame_stack not in (1, 2, 4):
             raise InputError(f"frame_stack must be 1, 2 or 4, not {self.frame_stack}")
         # Masks write zeros, which are the mean of what is normalised.
-        _check_choice("cmvn", self.cmvn, ("utterance", "level", "fixed"))
+        _check_choice("cmvn", self.cmvn, ("utterance", "level", "fixed", "speaker"))
 
     @property
     def max_frames(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +26,8 @@ _OPTIONS = ("feature_type", "delta_order", "cmvn", "pitch")
 """Fields that `extract_features` takes."""
 _DERIVED = ("feature_size", "sampling_rate", "padding_value", "padding_side", "return_attention_mask")
 """Attributes of every `SequenceFeatureExtractor` that follow from ours, so that they are not saved."""
+_OF_A_SPEAKER = "speaker_mean"
+"""What `for_speaker` adds, which is not the model's and is not saved either."""
 _BOOKKEEPING = ("feature_extractor_type", "processor_class", "auto_map")
 """What transformers adds to a saved feature extractor."""
 
@@ -47,8 +50,9 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         """`max_frames` is what the model has positions for; longer recordings are refused or, if asked, truncated.
-        `cmvn` may also be True, for `utterance`, or False, for `none`. `pitch` adds the fundamental frequency, its
-        delta and voicing (`ctal.pitch`)."""
+        `cmvn` may also be True, for `utterance`, or False, for `none`; with `speaker`, a recording's own mean is taken
+        for its speaker's, unless recordings of the speaker are given (`for_speaker`). `pitch` adds the fundamental
+        frequency, its delta and voicing (`ctal.pitch`)."""
         if isinstance(cmvn, bool):
             cmvn = "utterance" if cmvn else "none"
         fields = (*_OPTIONS, "max_frames")
@@ -76,6 +80,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         self.cmvn: Cmvn = cmvn
         self.max_frames = max_frames
         self.pitch = pitch
+        self.speaker_mean: Tensor | None = None
 
     def __call__(
         self,
@@ -98,8 +103,11 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         if not recordings:
             raise InputError("audio is an empty list; pass at least one recording")
         waves = [self._wave(each, rate, f"audio[{i}]", truncation) for i, each in enumerate(recordings)]
-        features_BTD, lengths_B = extract_features_batch(waves, **self._options())
+        source = self if self.speaker_mean is None else self.uncentred
+        features_BTD, lengths_B = extract_features_batch(waves, **source._options())
         mask_BT = torch.arange(features_BTD.shape[1], device=lengths_B.device) < lengths_B[:, None]
+        if self.speaker_mean is not None:
+            features_BTD = (features_BTD - self.speaker_mean.to(features_BTD.device)) * mask_BT[..., None]
         if not padding and not mask_BT.all():
             raise InputError("recordings of different lengths do not fit into one tensor; pass padding=True")
         return BatchFeature(
@@ -109,7 +117,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
     @property
     def analysis(self) -> str:
         """A name of how features are made, for what is kept of them: extractors of one name give the same."""
-        normalised = {"utterance": "-cmvn", "level": "-level", "fixed": "-fixed", "none": ""}[self.cmvn]
+        normalised = {"utterance": "-cmvn", "none": ""}.get(self.cmvn, f"-{self.cmvn}")
         return f"{self.feature_type}-{self.delta_order}{normalised}{'-pitch' * self.pitch}"
 
     @property
@@ -124,7 +132,40 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
         For training data, whose lengths are planned beforehand and whose waves were checked when they were decoded.
         """
+        if self.speaker_mean is not None:
+            return self.uncentred.features(wave) - self.speaker_mean
         return extract_features(torch.from_numpy(wave), **self._options())
+
+    @property
+    def uncentred(self) -> CtalFeatureExtractor:
+        """The one whose features, less a speaker's mean, are those of this one: with `speaker` that of `fixed`, else
+        itself."""
+        if self.cmvn != "speaker":
+            return self
+        other = copy(self)
+        other.cmvn, other.speaker_mean = "fixed", None
+        return other
+
+    def for_speaker(self, recordings: Iterable[np.ndarray]) -> CtalFeatureExtractor:
+        """One like it for recordings of a speaker of whom `recordings`, each (num_samples,) float32 at 16 kHz, are
+        known; it keeps their mean (D,) in `speaker_mean`, and is saved without it.
+
+        The more they are, and the more moods they are of, the better how someone always sounds is told from how they
+        sound now. Raises `InputError` for no recording, and where features are not normalised by the speaker.
+        """
+        if self.cmvn != "speaker":
+            raise InputError(
+                f"recordings of the speaker: the model does not normalise by them (its cmvn is {self.cmvn}); give none"
+            )
+        total, count = torch.zeros(self.feature_size, dtype=torch.float64), 0
+        for wave in recordings:
+            features_TD = self.uncentred.features(wave)
+            total, count = total + features_TD.double().sum(0), count + len(features_TD)
+        if not count:
+            raise InputError("recordings of the speaker: none is given; give at least one")
+        other = copy(self)
+        other.speaker_mean = (total / count).float()
+        return other
 
     def _options(self) -> dict[str, Any]:
         """Those of `extract_features`."""
@@ -132,7 +173,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the constructor and the class."""
-        return {name: value for name, value in super().to_dict().items() if name not in _DERIVED}
+        return {name: value for name, value in super().to_dict().items() if name not in (*_DERIVED, _OF_A_SPEAKER)}
 
     def _wave(self, recording: Any, sampling_rate: int, name: str, truncation: bool) -> Tensor:
         """One checked wave (num_samples,) float32 at 16 kHz, of at most `max_frames`."""

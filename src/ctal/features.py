@@ -35,10 +35,11 @@ NUM_PITCH = 3
 """Logarithm of the fundamental frequency, its delta, voicing."""
 
 DeltaOrder = Literal[0, 1, 2]
-Cmvn = Literal["utterance", "level", "fixed", "none"]
+Cmvn = Literal["utterance", "level", "fixed", "speaker", "none"]
 """What features are normalised by: each recording's own mean and deviation of every dimension, as the authors have it;
 constants, once it is brought to one level, so that how coloured a voice is stays in them; constants alone, so that how
-loud it was recorded does too; or nothing."""
+loud it was recorded does too; constants, and then less the speaker's mean, so that what is left is how someone
+differs from how they always sound; or nothing."""
 
 _LOG_OFFSET = 1e-6
 _DELTA_HALF_WIDTH = 4
@@ -61,7 +62,7 @@ _ANALYSIS: dict[FeatureType, _Analysis] = {
 }
 _DEVIATIONS = (4.0, 0.5, 0.25)
 """Likewise, of static features and of their deltas of each order (`mel` of LibriSpeech: -7.4, 3.9, 0.5, 0.26; of EmoDB:
--5.8, 4.2, 0.6, 0.34). Models depend on these numbers: others need another name than `fixed` and `level`."""
+-5.8, 4.2, 0.6, 0.34). Models depend on these numbers: others need another name than `fixed`, `speaker` and `level`."""
 _LOG_HERTZ = (5.05, 0.35)
 """Mean (156 Hz) and deviation of the logarithm of the fundamental frequency of many voices, about. Models depend on
 this and on the three below just so. (LibriSpeech: 4.99 to 5.08, 0.36 to 0.40; EmoDB: 5.19, 0.38.)"""
@@ -118,6 +119,7 @@ def extract_features_batch(
     two frequencies fit a frame equally well).
     An utterance of fewer than 9 frames, too short for the authors' code, gets deltas over the widest odd window that
     fits; one or two frames have deltas of 0, and with `cmvn="utterance"` a single frame is all 0 but for its voicing.
+    With `cmvn="speaker"` an utterance is all that is known of its speaker: its own mean is taken.
     """
     if cmvn == "level":
         waves = [at_one_level(wave) for wave in waves]
@@ -129,11 +131,13 @@ def extract_features_batch(
     features_BTD = torch.cat(orders, dim=-1)
     if cmvn == "utterance":
         features_BTD = normalize(features_BTD, mask_BT)
-    elif cmvn in ("level", "fixed"):
+    elif cmvn in ("level", "fixed", "speaker"):
         features_BTD = standardize(features_BTD, feature_type, delta_order)
     if pitch:
         pitch_BTD = _pitch(_padded(correlation_NP, mask_BT), mask_BT, lengths, cmvn)
         features_BTD = torch.cat([features_BTD, pitch_BTD], dim=-1)
+    if cmvn == "speaker":
+        features_BTD = features_BTD - _mean_over_time(features_BTD, mask_BT)
     return Features(features_BTD * mask_BT[..., None], lengths)
 
 
@@ -217,10 +221,15 @@ def deltas(static_BTM: Tensor, lengths_B: Tensor, order: int) -> Tensor:
 def normalize(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean 0 and population standard deviation 1 per utterance and dimension, over the frames of `mask_BT`."""
     mask = mask_BT[..., None]
-    count = mask.sum(dim=1, keepdim=True)
-    centred = (features_BTD - (features_BTD * mask).sum(dim=1, keepdim=True) / count) * mask
-    std = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
+    centred = (features_BTD - _mean_over_time(features_BTD, mask_BT)) * mask
+    std = (centred.square().sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)).sqrt()
     return centred / std.clamp_min(_MIN_STD)
+
+
+def _mean_over_time(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, 1, D), over the frames of `mask_BT`."""
+    mask = mask_BT[..., None]
+    return (features_BTD * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
 
 
 def standardize(features_BTD: Tensor, feature_type: FeatureType, delta_order: DeltaOrder) -> Tensor:

@@ -43,6 +43,7 @@ from ctal.model_folders import WEIGHTS, load_processor, loading, run_of
 from ctal.modeling_ctal import CtalTaskOutput
 from ctal.objective import (
     CorpusObjective,
+    corpus_features,
     environment,
     evaluation_microbatches,
     frame_counts,
@@ -74,6 +75,9 @@ GE2E_SEED = 0
 
 MEASURED_UTTERANCES = 1_000
 """By which pools are standardised: that many tell a mean and a deviation to 3 %."""
+
+LESS_SPEAKER_MEAN = "; features less each speaker's mean, over all that the stores have of them, without labels"
+"""What a protocol says of a model that knows those it is tested on so well."""
 
 FEW_UPDATES = 300
 """Below this a new head has hardly begun to learn (docs/results.md, emotions of EmoDB)."""
@@ -196,6 +200,7 @@ def evaluate_task(
         rows = targets.rows[is_test] if is_test.any() else targets.rows
         said = "the test part of the corpus" if is_test.any() else "every labelled utterance"
         rows, said = _unheard(corpus, rows, heard, said)
+        said += LESS_SPEAKER_MEAN if model.config.audio.cmvn == "speaker" else ""
     if trials is not None:
         rows, pairs = _named_by(trials, corpus, heard)
         said, checksum = f"the trials of {trials}", None
@@ -329,7 +334,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         """What the user should know before it begins."""
         updates = self.config.steps
         few = f"only {updates} updates: on few recordings more passes are worth it (--epochs, --steps)"
-        return [few] * (updates < FEW_UPDATES) + self.dataset.notes()
+        return [few] * (updates < FEW_UPDATES) + self.dataset.features.notes()
 
     def score(self, metrics: Metrics) -> float:
         return self.task.score(metrics) if self.truth else 0.0
@@ -408,10 +413,8 @@ def make_dataset(
         frequency_masks=config.frequency_masks,
         feature_size=processor.feature_extractor.feature_size,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
-        extract=processor.feature_extractor.features,
-        analysis=processor.feature_extractor.analysis,
+        features=corpus_features(corpus, processor.feature_extractor, cache_megabytes=config.cache_megabytes),
         seed=config.seed,
-        cache_bytes=config.cache_megabytes * 2**20,
     )
 
 
@@ -559,6 +562,13 @@ def _protocol(
     tested = np.concatenate([fold.test for fold in protocol.folds])
     if np.isin(corpus.recordings[tested], heard.sounds).any():
         said += "; pre-training has heard the test part's audio, without labels"
+    if CtalConfig.from_pretrained(start_from).audio.cmvn == "speaker":
+        if task.compares:
+            raise InputError(
+                f"--from {start_from}: its features are less each speaker's mean, for which speakers must be known "
+                "already; pre-train with another cmvn to tell them apart"
+            )
+        said += LESS_SPEAKER_MEAN
     check_folds(task, corpus, targets, config, protocol)
     return replace(protocol, description=said)
 

@@ -1,7 +1,9 @@
 """Trained models on one's own recordings: windows of long ones, batches, and one result a recording.
 
 A recording longer than the model's positions (37.5 s of `mel` frames) is cut at pauses into windows, which are judged
-one by one; the recording's probabilities, score or embedding is their mean, weighted by duration. A transcript is not
+one by one; the recording's probabilities, score or embedding is their mean, weighted by duration. A model that
+normalises by the speaker (`cmvn=speaker`) is given recordings of the one who speaks; without, a window stands for
+its speaker, and the result's notes say so. A transcript is not
 aligned with its recording: where there are several windows its words are dealt to them in proportion to the speech in
 each, and the result's notes say so. A recogniser (`asr`) hears window by window, so that its words need no dealing.
 
@@ -18,7 +20,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 
@@ -377,8 +379,13 @@ class Pipeline(Generic[ResultT]):
         asr: Recognizer | str | None = None,
         device: str | torch.device | None = None,
         precision: str = "fp32",
+        speaker: Sequence[Audio | Recording] | None = None,
     ) -> None:
         """See `pipeline`."""
+        if speaker is not None:
+            waves = (_decode(each if isinstance(each, Recording) else Recording(each)) for each in speaker)
+            known = model.processor.feature_extractor.for_speaker(waves)
+            model = replace(model, processor=CtalProcessor(known, model.processor.tokenizer))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check_precision(precision, self.device)
         self.task = model.task
@@ -488,6 +495,10 @@ class Pipeline(Generic[ResultT]):
             notes.append("digital silence: there is nothing to hear")
         elif len(wave) < _SHORT_SECONDS * SAMPLING_RATE:
             notes.append(f"only {len(wave) / SAMPLING_RATE:.2f} s long: too short to rely on")
+        if self._extractor.cmvn == "speaker" and self._extractor.speaker_mean is None:
+            notes.append(
+                "the model compares a speaker with other recordings of the same, and none is given: less reliable"
+            )
         text = recording.text
         if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError(f"{name or recording.name}: its transcript cannot be read as UTF-8; mend it")
@@ -600,6 +611,7 @@ def pipeline(
     asr: Recognizer | str | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
+    speaker: Sequence[Audio | Recording] | None = None,
 ) -> Pipeline[EmotionResult]: ...
 @overload
 def pipeline(
@@ -609,6 +621,7 @@ def pipeline(
     asr: Recognizer | str | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
+    speaker: Sequence[Audio | Recording] | None = None,
 ) -> Pipeline[SentimentResult]: ...
 @overload
 def pipeline(
@@ -626,6 +639,7 @@ def pipeline(
     asr: Recognizer | str | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
+    speaker: Sequence[Audio | Recording] | None = None,
 ) -> Pipeline[Any]:
     """A callable that takes recordings and gives results of `task`.
 
@@ -637,9 +651,12 @@ def pipeline(
         device: By default the GPU where there is one.
         precision: `bf16` or, on a CPU, `int8` for matrix products, quicker where the machine is good at it and a little
             less exact; what they cost stands in docs/performance.md.
+        speaker: For a model that normalises by the speaker (`cmvn=speaker`): recordings of the one who speaks in all
+            that the pipeline will hear, these too if you like; the more, the better.
 
     Raises:
-        InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision.
+        InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision; a recording
+            of the speaker cannot be used, or the model has no use for it.
     """
     if task not in _HEADS:
         raise InputError(f"unknown task '{task}'{did_you_mean(task, _HEADS)}: choose from {', '.join(_HEADS)}")
@@ -649,7 +666,7 @@ def pipeline(
         verb = "verify" if loaded.task == "verification" else "predict"
         mend = f"use `ctal {verb}`, or pipeline('{loaded.task}')"
         raise InputError(f"{where}: a model of {loaded.task}, not of {task}; {mend}")
-    return Pipeline(loaded, asr=asr, device=device, precision=precision)
+    return Pipeline(loaded, asr=asr, device=device, precision=precision, speaker=speaker)
 
 
 # Files ------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,19 @@ import torch
 
 import ctal
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE
-from ctal.batching import EVALUATION, Corpus, Microbatch, PlannedStep, Position, StepPlan, deal, plan_from
+from ctal.batching import (
+    EVALUATION,
+    Corpus,
+    CorpusFeatures,
+    Microbatch,
+    PlannedStep,
+    Position,
+    StepPlan,
+    deal,
+    plan_from,
+)
 from ctal.errors import InputError
+from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.modeling_ctal import CtalPreTrainedModel
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import RunConfig
@@ -96,6 +107,18 @@ def refuse_some_of(model: Path, run: Mapping[str, Any], corpus: Corpus) -> None:
     raise InputError(
         f"{model}: was trained on some of these stores together with others; give all of them in the order of its run, "
         "so that what it has not heard is known"
+    )
+
+
+def corpus_features(corpus: Corpus, extractor: CtalFeatureExtractor, *, cache_megabytes: int = 0) -> CorpusFeatures:
+    """The features of `corpus` as `extractor` has them, with the speakers' means where it wants those."""
+    source = extractor.uncentred
+    return CorpusFeatures(
+        corpus,
+        extract=source.features,
+        analysis=source.analysis,
+        less_speaker_mean=source is not extractor,
+        cache_bytes=cache_megabytes * 2**20,
     )
 
 

@@ -27,7 +27,7 @@ from ctal.heard import Heard
 from ctal.masking import IGNORED
 from ctal.model_folders import WEIGHTS, architecture_of, load_whole
 from ctal.modeling_ctal import CtalForPreTraining
-from ctal.objective import CorpusObjective, environment, open_corpus, refuse_some_of
+from ctal.objective import CorpusObjective, corpus_features, environment, open_corpus, refuse_some_of
 from ctal.processing_ctal import CtalProcessor, longest_window
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
@@ -273,7 +273,7 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
                 f"{longer} recordings are longer than {seconds:.1f} s: of each a random window is used in every epoch, "
                 f"with the first {self.model.config.text.max_tokens} tokens of its transcript"
             )
-        return notes + self.dataset.notes()
+        return notes + self.dataset.features.notes()
 
     def counts(self, batch: Batch) -> Tensor:
         """Masked tokens and masked frames."""
@@ -316,15 +316,13 @@ def make_dataset(
     return PretrainingDataset(
         corpus,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
-        extract=processor.feature_extractor.features,
-        analysis=processor.feature_extractor.analysis,
+        features=corpus_features(corpus, processor.feature_extractor, cache_megabytes=config.cache_megabytes),
         masking=config,
         vocab_size=len(processor.tokenizer),
         mask_id=SPECIAL_TOKENS.index("<mask>"),
         special_ids=len(SPECIAL_TOKENS),
         max_frames=max_frames,
         seed=seed,
-        cache_bytes=config.cache_megabytes * 2**20,
     )
 
 

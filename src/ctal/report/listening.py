@@ -12,11 +12,11 @@ from ctal.audio import load_audio
 from ctal.batching import Corpus, digest
 from ctal.features import NUM_MEL
 from ctal.inference import TaskModel, load_task_model
+from ctal.objective import corpus_features
 from ctal.report.html import Html, capital, element, join, minus, player, signed
 from ctal.report.pictures import SHAPES
 from ctal.report.runs import Prediction, TaskRun
 from ctal.report.utterance import Attended, attend, attention_explained, attention_picture, attention_scale, brightest
-from ctal.store import StoredUtterance
 from ctal.text import normalize_transcript
 
 EXAMPLES = 4
@@ -72,7 +72,7 @@ def _attention_section(
             why = "no model whose audio sees the text lies beside its results"
         return join(heading, element("p", f"Nothing to show: {why}."))
     shown = [
-        (id, name, *_attended(corpus.read(row_of[id]), loaded))
+        (id, name, *_attended(corpus, row_of[id], loaded))
         for id in spoken[:ATTENTION_EXAMPLES]
         for name, loaded in models.items()
     ]
@@ -95,9 +95,10 @@ def _attention_section(
     )
 
 
-def _attended(stored: StoredUtterance, loaded: TaskModel) -> tuple[Attended, Tensor]:
+def _attended(corpus: Corpus, row: int, loaded: TaskModel) -> tuple[Attended, Tensor]:
     """What the frames of a recording attend to, and their (T, 80) static features."""
-    features_TF = loaded.processor.feature_extractor.features(load_audio(stored.audio, stored.id))
+    stored = corpus.read(row)
+    features_TF = corpus_features(corpus, loaded.processor.feature_extractor).read(row, stored).float()
     features_TF = features_TF[: loaded.max_frames]
     return attend(loaded.model, loaded.processor, features_TF, stored.text), features_TF[:, :NUM_MEL]
 
