@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from ctal import CtalConfig, CtalModel, CtalProcessor
-from ctal.audio import load_audio
-from ctal.store import Store
+from ctal.objective import corpus_features, open_corpus
 
 STRENGTHS = (0.001, 0.003, 0.01)
 
@@ -60,26 +60,27 @@ def main() -> None:
     parser.add_argument("--random", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(0)
-    store, extractor = Store(given.store), CtalProcessor.from_pretrained(given.model).feature_extractor
+    corpus = open_corpus([Path(given.store)])
+    features = corpus_features(corpus, CtalProcessor.from_pretrained(given.model).feature_extractor)
     if given.random:
         model = CtalModel(CtalConfig.from_pretrained(given.model)).eval()
     else:
         model = CtalModel.from_pretrained(given.model).eval()
-    recordings = (store.read(row) for row in range(len(store)))
-    found = np.stack([pooled_states(model, extractor.features(load_audio(each.audio, each.id))) for each in recordings])
-    labels = np.array([each["emotion"] for each in store.labels()])
+    of_rows = (features.read(row, corpus.read(row)).float() for row in range(len(corpus)))
+    found = np.stack([pooled_states(model, features_TF) for features_TF in of_rows])
+    labels = np.array([each["emotion"] for each in corpus.labels])
     warnings.simplefilter("ignore", ConvergenceWarning)
     count = len(found)
     views = {f"layer {number + 1}": found[:, number, :2].reshape(count, -1) for number in range(found.shape[1])}
     views["all layers"] = found[:, :, :2].reshape(count, -1)
     views["all layers, mean and maximum"] = found[:, :, ::2].reshape(count, -1)
-    views["all layers, by speaker"] = normalised_by(np.array(store.index.speakers), views["all layers"])
+    views["all layers, by speaker"] = normalised_by(np.array(corpus.speakers), views["all layers"])
     for view, statistics in views.items():
         for strength in STRENGTHS:
             svm = make_pipeline(
                 StandardScaler(), LinearSVC(C=strength, class_weight="balanced", max_iter=3000, random_state=0)
             )
-            said = cross_val_predict(svm, statistics, labels, groups=store.index.speakers, cv=LeaveOneGroupOut())
+            said = cross_val_predict(svm, statistics, labels, groups=corpus.speakers, cv=LeaveOneGroupOut())
             print(f"{view}, C={strength}: UAR {balanced_accuracy_score(labels, said):.3f}", flush=True)
 
 

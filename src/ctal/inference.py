@@ -58,6 +58,9 @@ Recognizer = Callable[[np.ndarray, int], str]
 BATCH_FRAMES = {"cpu": 6_000, "cuda": 24_000}
 """Most frames of a batch, padding included: 75 s and 5 minutes of `mel`. On a CPU larger ones are slower."""
 
+UNKNOWN_SPEAKER = "the model compares a speaker with other recordings of the same, and none is given: less reliable"
+"""A note, where features are normalised by a speaker of whom nothing else is known."""
+
 _SORTED_FRAMES = 96_000
 """Recordings of so many frames are sorted by length together, which bounds memory however many there are."""
 _FILES_AHEAD = 16
@@ -496,9 +499,7 @@ class Pipeline(Generic[ResultT]):
         elif len(wave) < _SHORT_SECONDS * SAMPLING_RATE:
             notes.append(f"only {len(wave) / SAMPLING_RATE:.2f} s long: too short to rely on")
         if self._extractor.cmvn == "speaker" and self._extractor.speaker_mean is None:
-            notes.append(
-                "the model compares a speaker with other recordings of the same, and none is given: less reliable"
-            )
+            notes.append(UNKNOWN_SPEAKER)
         text = recording.text
         if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError(f"{name or recording.name}: its transcript cannot be read as UTF-8; mend it")
