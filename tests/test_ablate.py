@@ -315,6 +315,16 @@ def test_a_plan_that_would_measure_nothing_is_refused_before_anything_is_trained
     assert not (tmp_path / "out" / "pretraining").exists()
 
 
+def test_speakers_are_not_told_apart_by_what_knows_them_and_that_is_said_before_anything_is_trained(
+    tmp_path: Path, labelled: Labelled
+) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN.replace("[emotion]", "[verification]").replace("{steps: 20,", "{steps: 20, cmvn: speaker,"))
+    with pytest.raises(InputError, match=r"variant 'both': verification: .*pre-train with another cmvn"):
+        run(load_plan(str(file)), labelled.split, tmp_path / "out")
+    assert not (tmp_path / "out" / "pretraining").exists()
+
+
 def test_trainings_take_turns_on_the_gpus_that_the_user_has_chosen() -> None:
     assert [nth_device(number, 2, "2,GPU-5a, 7") for number in range(3)] == ["2", "GPU-5a", "2"]
     assert [nth_device(number, 3, None) for number in range(4)] == ["0", "1", "2", "0"]

@@ -367,7 +367,7 @@ def test_a_speakers_mean_is_that_which_use_takes_and_stored_features_are_those_o
     shutil.copytree(voices, tmp_path / "store")
     corpus, features = centred(tmp_path / "store")
     waves = {row: load_audio(corpus.read(row).audio, "") for row, name in enumerate(corpus.speakers) if name == "a"}
-    known = CENTRED.for_speaker(waves.values())
+    known = CENTRED.for_speaker(waves.values(), 16_000)
     for row, wave in waves.items():
         assert (known.features(wave) - features[row].float()).abs().max() < 0.01  # twice rounded to float16
     fixed = CtalFeatureExtractor(cmvn="fixed", pitch=True)
@@ -377,10 +377,20 @@ def test_a_speakers_mean_is_that_which_use_takes_and_stored_features_are_those_o
 
 
 def test_of_many_recordings_as_many_are_heard_as_tell_the_mean(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctal.batching.SPEAKER_RECORDINGS", 2)
+    lengths = Corpus([Store(voices)]).frames[[0, 3, 4, 7]]
+    monkeypatch.setattr("ctal.batching.SPEAKER_FRAMES", 1.5 * lengths.mean())
     features = centred(voices)[1]
     outer = [features[row].float() for row in (0, 7)]
     assert torch.cat(outer).mean(0).abs().max() < 2e-3, "the first and the last of a"
+
+
+def test_workers_take_the_same_means(tiny: TinyCorpus) -> None:
+    extractor = CtalFeatureExtractor(cmvn="speaker")
+    processor = CtalProcessor(extractor, load_tokenizer(tiny.tokenizer))
+    one, other = (some_batches(dataset_of(tiny, processor), workers, epochs=1) for workers in (0, 2))
+    assert all(equal(*pair) for pair in zip(one, other, strict=True))
+    corpus = Corpus([Store(tiny.store)])
+    assert len(set(corpus.speakers)) < len(corpus), "several recordings a speaker"
 
 
 # Batches ----------------------------------------------------------------------------------------------------------

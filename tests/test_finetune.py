@@ -753,8 +753,18 @@ def test_a_model_of_known_speakers_says_so_and_cannot_tell_speakers_apart(labell
     centred = replace(labelled, pretrained=start)
     evaluation = run(centred, tmp_path / "run")
     assert "features less each speaker's mean" in evaluation["protocol"]["description"]
+    (tmp_path / "other").mkdir()
+    nobody = Utterance("of nobody", record(tmp_path / "a.wav", 0.7), labels={"emotion": "sad"})
+    prepare_store([nobody], tmp_path / "nameless", corpus="nameless", workers=1)
+    stores = [other_store(tmp_path / "other"), tmp_path / "nameless"]
+    said = evaluate_task("emotion", stores, tmp_path / "run" / "model")
+    assert said is not None
+    assert "features less each speaker's mean" in said["measured_on"]
+    assert "(1 of 13 utterances, whose speaker is not known, less their own)" in said["measured_on"]
     refused = refusal(lambda: run(centred, tmp_path / "verification", "verification"))
     assert "pre-train with another cmvn to tell them apart" in refused
+    by_words = run(centred, tmp_path / "words", head={"fusion": "text"}, inputs="text")
+    assert "speaker's mean" not in by_words["protocol"]["description"]
     # In use, with the same recordings of the speaker, the same is said.
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     corpus = Corpus([Store(labelled.split)])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -510,6 +511,28 @@ def test_a_model_that_normalises_by_the_speaker_is_given_recordings_of_whoever_s
     assert "no such file or folder" in refusal(ctal(*command, folder, "--speaker", tmp_path / "nowhere"))
     (tmp_path / "a.wav").write_text("not audio")
     assert "a.wav" in refusal(ctal(*command, folder, "--speaker", tmp_path / "a.wav"))
+    some = ctal(*command, folder, "--speaker", tmp_path / "a.wav", "--speaker", sound / "0.wav")
+    assert some.code == 2
+    assert "--speaker: " in some.errors
+    assert "a.wav" in some.errors
+    (judged,) = lines_of(some)
+    assert judged["probabilities"] == said["itself"]["probabilities"]
+    assert "1 of the speaker's recordings cannot be used, and are left out" in judged["notes"]
+
+
+def test_of_a_speaker_of_whom_nothing_else_is_known_the_whole_recording_is_the_measure(models: Path) -> None:
+    loaded = load_task_model(models / "emotion")
+    extractor = CtalFeatureExtractor(cmvn="speaker", max_frames=MAX_FRAMES)
+    loaded = replace(loaded, processor=CtalProcessor(extractor, loaded.processor.tokenizer))
+    wave = np.concatenate([noise(4.0), 0.01 * noise(4.0, seed=1)])
+    short = noise(1.0, seed=2)
+    alone = pipeline("emotion", loaded, device="cpu")([wave, short], sampling_rate=RATE)
+    assert len(alone[0].windows) == 2
+    for audio, one in zip((wave, short), alone, strict=True):
+        known = pipeline("emotion", loaded, device="cpu", speaker=Recording(audio, sampling_rate=RATE))
+        other = known(audio, sampling_rate=RATE)
+        for mine, its in zip(one.windows, other.windows, strict=True):
+            assert mine.probabilities == pytest.approx(its.probabilities, abs=1e-4)
 
 
 def test_verify_says_who_speaks(ctal: Cli, models: Path, sound: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class TestFeatureExtractor:
     def test_a_speakers_mean_is_taken_away_whatever_the_batch_and_the_length(self):
         extractor = CtalFeatureExtractor(cmvn="speaker", pitch=True)
         waves = [noise(n, seed=n) for n in (30_000, 12_000, 50_000)]
-        known = extractor.for_speaker(waves)
+        known = extractor.for_speaker(waves, RATE)
         frames = torch.cat([known.features(wave) for wave in waves])
         assert frames.mean(0).abs().max() < 1e-5
         assert extractor.uncentred.analysis == CtalFeatureExtractor(cmvn="fixed", pitch=True).analysis
@@ -137,22 +137,27 @@ class TestFeatureExtractor:
         extractor = CtalFeatureExtractor(cmvn="speaker")
         wave = noise(30_000)
         alone = extractor.features(wave)
-        assert torch.allclose(alone, extractor.for_speaker([wave]).features(wave), rtol=0, atol=1e-5)
+        assert torch.allclose(alone, extractor.for_speaker([wave], RATE).features(wave), rtol=0, atol=1e-5)
         assert torch.allclose(extractor(wave, sampling_rate=RATE)["input_features"][0], alone, rtol=0, atol=1e-5)
 
     def test_a_speaker_is_not_saved_with_the_model(self, tmp_path: Path):
         CtalConfig().save_pretrained(tmp_path)
         extractor = CtalFeatureExtractor(cmvn="speaker")
-        extractor.for_speaker([noise(8_000)]).save_pretrained(tmp_path)
+        extractor.for_speaker([noise(8_000)], RATE).save_pretrained(tmp_path)
         loaded = CtalFeatureExtractor.from_pretrained(tmp_path)
         assert loaded.to_dict() == extractor.to_dict()
         assert loaded.speaker_mean is None
 
     def test_recordings_of_a_speaker_are_refused_where_they_make_no_difference(self):
         with pytest.raises(InputError, match="does not normalise by them \\(its cmvn is fixed\\)"):
-            CtalFeatureExtractor(cmvn="fixed").for_speaker([noise(8_000)])
+            CtalFeatureExtractor(cmvn="fixed").for_speaker([noise(8_000)], RATE)
+        extractor = CtalFeatureExtractor(cmvn="speaker")
         with pytest.raises(InputError, match="give at least one"):
-            CtalFeatureExtractor(cmvn="speaker").for_speaker([])
+            extractor.for_speaker([], RATE)
+        with pytest.raises(InputError, match="recordings of the speaker: sampling_rate"):
+            extractor.for_speaker([noise(8_000)])
+        with pytest.raises(InputError, match="recording 1 of the speaker has NaN"):
+            extractor.for_speaker([noise(8_000), np.full(100, np.nan, np.float32)], RATE)
 
     def test_padding_is_to_the_longest_or_not_at_all(self):
         extractor = CtalFeatureExtractor()

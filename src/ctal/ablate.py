@@ -35,10 +35,10 @@ from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
 from ctal.errors import InputError, did_you_mean, first_problem
 from ctal.files import file_aside, folder_aside, write_json
-from ctal.finetune import check_folds, finetune, protocol_of
+from ctal.finetune import check_features, check_folds, finetune, protocol_of
 from ctal.objective import open_corpus
 from ctal.precision import fast_precision
-from ctal.pretrain import load_tokenizer, make_tokenizer, new_model, new_processor, pretrain
+from ctal.pretrain import load_tokenizer, make_tokenizer, new_extractor, new_model, new_processor, pretrain
 from ctal.processes import Cost, measured, training_pool, usable_cores
 from ctal.recipes import (
     FINETUNING,
@@ -308,6 +308,7 @@ class _Result:
                 "nothing to compare; choose another"
             )
         try:
+            check_features(task, new_extractor(self.run.pretraining.architecture))
             check_folds(task, corpus, targets, config, protocol)
         except InputError as error:
             raise InputError(f"variant '{self.variant}': {error}") from None
@@ -571,7 +572,10 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{out}: {error.strerror or error}; free space or mend its rights, and run it again") from None
+        where = error.filename or out
+        raise InputError(
+            f"{where}: {error.strerror or error}; free space or mend its rights, and run it again"
+        ) from None
 
 
 @contextmanager

@@ -306,8 +306,9 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     return Split(usable[~is_held], usable[is_held], rule)
 
 
-SPEAKER_RECORDINGS = 100
-"""By so many a speaker's mean is told."""
+SPEAKER_FRAMES = 24_000
+"""Frames of recordings that a speaker's mean is taken over, about, where there are more: five minutes tell it, and
+every process that makes batches takes it anew."""
 
 
 class CorpusFeatures:
@@ -326,8 +327,8 @@ class CorpusFeatures:
         less_speaker_mean: bool = False,
         cache_bytes: int = 0,
     ) -> None:
-        """`less_speaker_mean` takes away the mean over up to `SPEAKER_RECORDINGS` of all that the corpus has of the
-        speaker, or over the recording where its speaker is not known."""
+        """`less_speaker_mean` takes away the mean over what the corpus has of the speaker, at most `SPEAKER_FRAMES`, or
+        over the recording where its speaker is not known."""
         self.corpus, self.extract, self.analysis = corpus, extract, analysis
         self.less_speaker_mean = less_speaker_mean
         self._stored = [open_features(store, analysis) for store in corpus.stores]
@@ -351,14 +352,14 @@ class CorpusFeatures:
             for path, names in others.items()
             if names
         ]
-        unknown = sum(speaker is None for speaker in self.corpus.speakers) if self.less_speaker_mean else 0
+        unknown = sum(not speaker for speaker in self.corpus.speakers) if self.less_speaker_mean else 0
         if unknown:
             notes.append(f"{unknown} of {len(self.corpus)} utterances have no speaker: each is less its own mean")
         return notes
 
     def _as_extracted(self, row: int, stored: StoredUtterance) -> Tensor:
-        """Stored ones, or else computed and kept while there is room; nothing is evicted, since all are wanted as
-        often."""
+        """Stored ones, or else computed and kept while there is room; nothing is evicted, since all that are trained on
+        are wanted as often."""
         number, place = self.corpus.place(row)
         if (features_of := self._stored[number]) is not None:
             return features_of.read(place)
@@ -371,13 +372,14 @@ class CorpusFeatures:
         return features
 
     def _mean_of(self, speaker: str | None, features: Tensor) -> Tensor:
-        """(F,) float32, over all frames of the speaker's recordings, or of `features` where nobody is named."""
-        if speaker is None:
+        """(F,) float32, over the frames of the speaker's recordings, or of `features` where nobody is named."""
+        if not speaker:
             return features.float().mean(0)
         if speaker not in self._means:
             rows = self._rows_of[speaker]
+            wanted = math.ceil(SPEAKER_FRAMES / self.corpus.frames[rows].mean())
             # Evenly over all that there are, since a store may have them in the order of their labels.
-            chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), SPEAKER_RECORDINGS)).round().astype(int)]
+            chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
             total, count = torch.zeros(features.shape[1], dtype=torch.float64), 0
             for row in chosen.tolist():
                 each = self._as_extracted(row, self.corpus.read(row))

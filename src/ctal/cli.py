@@ -423,8 +423,10 @@ def predict(
         recordings = find_recordings(audio, text=text, transcripts=transcripts)
         known = find_recordings(speaker) if speaker else None
         pipeline = Pipeline(load_task_model(model), asr=asr, precision=precision, speaker=known)
+    for reason in pipeline.unusable:
+        print(f"ctal: --speaker: {reason}", file=sys.stderr)
     results: list[Result] = []
-    failed = False
+    failed = bool(pipeline.unusable)
     for result in _with_bar("listening", pipeline, recordings, quiet=as_json):
         if isinstance(result, InputError):
             print(f"ctal: {result}", file=sys.stderr)

@@ -47,7 +47,7 @@ VOCAB_SIZE = 2000
 """Whole words: in 50 minutes of speech a task learns what a word means, but not what its pieces mean together
 (docs/results.md)."""
 
-RECIPE: dict[str, Any] = {"steps": 800, "checkpoint_every": 400}
+RECIPE: dict[str, Any] = {"steps": 600, "checkpoint_every": 300}
 
 EPOCHS = 2
 """Of every fine-tuning, a minute each on one core: what fits into the demo's twelve minutes, and fewer

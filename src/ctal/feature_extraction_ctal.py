@@ -116,7 +116,8 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def analysis(self) -> str:
-        """A name of how features are made, for what is kept of them: extractors of one name give the same."""
+        """A name of how features are made, for what is kept of them: extractors of one name give the same, but for a
+        speaker that one of them knows."""
         normalised = {"utterance": "-cmvn", "none": ""}.get(self.cmvn, f"-{self.cmvn}")
         return f"{self.feature_type}-{self.delta_order}{normalised}{'-pitch' * self.pitch}"
 
@@ -137,29 +138,37 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         return extract_features(torch.from_numpy(wave), **self._options())
 
     @property
+    def is_by_speaker(self) -> bool:
+        """Whether a speaker's mean is taken away."""
+        return self.cmvn == "speaker"
+
+    @property
     def uncentred(self) -> CtalFeatureExtractor:
         """The one whose features, less a speaker's mean, are those of this one: with `speaker` that of `fixed`, else
         itself."""
-        if self.cmvn != "speaker":
+        if not self.is_by_speaker:
             return self
         other = copy(self)
         other.cmvn, other.speaker_mean = "fixed", None
         return other
 
-    def for_speaker(self, recordings: Iterable[np.ndarray]) -> CtalFeatureExtractor:
-        """One like it for recordings of a speaker of whom `recordings`, each (num_samples,) float32 at 16 kHz, are
-        known; it keeps their mean (D,) in `speaker_mean`, and is saved without it.
+    def for_speaker(self, recordings: Iterable[Wave], sampling_rate: int | None = None) -> CtalFeatureExtractor:
+        """One like it for a speaker of whom `recordings`, of any lengths, are known (`sampling_rate` in Hz); it keeps
+        their mean (D,) in `speaker_mean`, and is saved without it.
 
         The more they are, and the more moods they are of, the better how someone always sounds is told from how they
-        sound now. Raises `InputError` for no recording, and where features are not normalised by the speaker.
+        sound now. Raises `InputError` for no recording, for what `__call__` does not take, and where features are not
+        normalised by the speaker.
         """
-        if self.cmvn != "speaker":
+        rate = checked_rate(sampling_rate, "recordings of the speaker")
+        if not self.is_by_speaker:
             raise InputError(
                 f"recordings of the speaker: the model does not normalise by them (its cmvn is {self.cmvn}); give none"
             )
         total, count = torch.zeros(self.feature_size, dtype=torch.float64), 0
-        for wave in recordings:
-            features_TD = self.uncentred.features(wave)
+        for number, recording in enumerate(recordings):
+            wave = self._checked(recording, rate, f"recording {number} of the speaker")
+            features_TD = extract_features(wave, **self.uncentred._options()).cpu()
             total, count = total + features_TD.double().sum(0), count + len(features_TD)
         if not count:
             raise InputError("recordings of the speaker: none is given; give at least one")
@@ -177,6 +186,19 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
     def _wave(self, recording: Any, sampling_rate: int, name: str, truncation: bool) -> Tensor:
         """One checked wave (num_samples,) float32 at 16 kHz, of at most `max_frames`."""
+        wave = self._checked(recording, sampling_rate, name)
+        if num_frames(len(wave), self.feature_type) > self.max_frames:
+            hop = HOP_LENGTH[self.feature_type]
+            if not truncation:
+                raise InputError(
+                    f"{name} is {len(wave) / SAMPLING_RATE:.1f} s long, more than {self.max_frames} frames "
+                    f"({self.max_frames * hop / SAMPLING_RATE:.1f} s); split it or pass truncation=True"
+                )
+            wave = wave[: self.max_frames * hop - 1]
+        return wave
+
+    def _checked(self, recording: Any, sampling_rate: int, name: str) -> Tensor:
+        """(num_samples,) float32 at 16 kHz, however long."""
         wave = recording if isinstance(recording, Tensor) else torch.from_numpy(np.array(recording))
         if wave.ndim != 1 or len(wave) == 0:
             raise InputError(f"{name} has shape {tuple(wave.shape)}; pass one channel, (samples,), of at least one")
@@ -187,14 +209,6 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate != SAMPLING_RATE:
             resampled = resample(wave.detach().float().cpu().numpy(), sampling_rate)
             wave = torch.from_numpy(resampled).to(wave.device)
-        if num_frames(len(wave), self.feature_type) > self.max_frames:
-            hop = HOP_LENGTH[self.feature_type]
-            if not truncation:
-                raise InputError(
-                    f"{name} is {len(wave) / SAMPLING_RATE:.1f} s long, more than {self.max_frames} frames "
-                    f"({self.max_frames * hop / SAMPLING_RATE:.1f} s); split it or pass truncation=True"
-                )
-            wave = wave[: self.max_frames * hop - 1]
         return wave.float()
 
 

@@ -35,6 +35,7 @@ from ctal.batching import Corpus, Modality, TaskDataset, load
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
+from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import sha256_of, write_json
 from ctal.heard import Heard
 from ctal.inference import load_task_model
@@ -75,9 +76,6 @@ GE2E_SEED = 0
 
 MEASURED_UTTERANCES = 1_000
 """By which pools are standardised: that many tell a mean and a deviation to 3 %."""
-
-LESS_SPEAKER_MEAN = "; features less each speaker's mean, over all that the stores have of them, without labels"
-"""What a protocol says of a model that knows those it is tested on so well."""
 
 FEW_UPDATES = 300
 """Below this a new head has hardly begun to learn (docs/results.md, emotions of EmoDB)."""
@@ -200,7 +198,6 @@ def evaluate_task(
         rows = targets.rows[is_test] if is_test.any() else targets.rows
         said = "the test part of the corpus" if is_test.any() else "every labelled utterance"
         rows, said = _unheard(corpus, rows, heard, said)
-        said += LESS_SPEAKER_MEAN if model.config.audio.cmvn == "speaker" else ""
     if trials is not None:
         rows, pairs = _named_by(trials, corpus, heard)
         said, checksum = f"the trials of {trials}", None
@@ -209,6 +206,8 @@ def evaluate_task(
     if not len(rows):
         raise InputError("everything in these stores that could be tested was trained on: evaluate on another store")
     _check_modality(model.config.fusion, inputs or config.inputs)
+    if not own and processor.feature_extractor.is_by_speaker and (inputs or config.inputs) != "text":
+        said += _less_speaker_mean(corpus, rows)
     if scores is not None and not scores.absolute().parent.is_dir():
         raise InputError(f"--scores {scores}: its folder does not exist; make it first")
     if scores is not None and (scores.is_dir() or not os.access(scores.absolute().parent, os.W_OK)):
@@ -562,15 +561,29 @@ def _protocol(
     tested = np.concatenate([fold.test for fold in protocol.folds])
     if np.isin(corpus.recordings[tested], heard.sounds).any():
         said += "; pre-training has heard the test part's audio, without labels"
-    if CtalConfig.from_pretrained(start_from).audio.cmvn == "speaker":
-        if task.compares:
-            raise InputError(
-                f"--from {start_from}: its features are less each speaker's mean, for which speakers must be known "
-                "already; pre-train with another cmvn to tell them apart"
-            )
-        said += LESS_SPEAKER_MEAN
+    extractor = load_processor(start_from).feature_extractor
+    check_features(task, extractor)
+    if extractor.is_by_speaker and config.inputs != "text":
+        said += _less_speaker_mean(corpus, targets.rows)
     check_folds(task, corpus, targets, config, protocol)
     return replace(protocol, description=said)
+
+
+def _less_speaker_mean(corpus: Corpus, rows: np.ndarray) -> str:
+    """What a protocol says of a model that so knows those it is tested on."""
+    said = "; features less each speaker's mean, over what the stores have of them, without labels"
+    if unknown := sum(not corpus.speakers[row] for row in rows):
+        said += f" ({unknown} of {len(rows)} utterances, whose speaker is not known, less their own)"
+    return said
+
+
+def check_features(task: Task, extractor: CtalFeatureExtractor) -> None:
+    """Raises `InputError` where features are made from what is to be found out."""
+    if task.compares and extractor.is_by_speaker:
+        raise InputError(
+            f"{task.name}: features less each speaker's mean (cmvn=speaker) need speakers that are known already; "
+            "pre-train with another cmvn to tell them apart"
+        )
 
 
 def check_folds(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, protocol: Protocol) -> None:
@@ -816,6 +829,7 @@ def task_card(task: Task, config: CtalConfig, saved: Mapping[str, Any]) -> str:
         rows.append(("threshold", f"{config.decision_threshold:.4f}: EER of the validation part"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     usage = "ctal verify a.wav b.wav" if task.compares else "ctal predict a.wav --text 'what is said'"
+    usage += " --speaker 'recordings of who speaks'" if config.audio.cmvn == "speaker" else ""
     return f"""---
 library_name: ctal
 tags: [speech, text, multimodal, ctal, {task.name}]

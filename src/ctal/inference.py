@@ -2,7 +2,7 @@
 
 A recording longer than the model's positions (37.5 s of `mel` frames) is cut at pauses into windows, which are judged
 one by one; the recording's probabilities, score or embedding is their mean, weighted by duration. A model that
-normalises by the speaker (`cmvn=speaker`) is given recordings of the one who speaks; without, a window stands for
+normalises by the speaker (`cmvn=speaker`) is given recordings of the one who speaks; without, the recording stands for
 its speaker, and the result's notes say so. A transcript is not
 aligned with its recording: where there are several windows its words are dealt to them in proportion to the speech in
 each, and the result's notes say so. A recogniser (`asr`) hears window by window, so that its words need no dealing.
@@ -57,9 +57,6 @@ Recognizer = Callable[[np.ndarray, int], str]
 
 BATCH_FRAMES = {"cpu": 6_000, "cuda": 24_000}
 """Most frames of a batch, padding included: 75 s and 5 minutes of `mel`. On a CPU larger ones are slower."""
-
-UNKNOWN_SPEAKER = "the model compares a speaker with other recordings of the same, and none is given: less reliable"
-"""A note, where features are normalised by a speaker of whom nothing else is known."""
 
 _SORTED_FRAMES = 96_000
 """Recordings of so many frames are sorted by length together, which bounds memory however many there are."""
@@ -318,6 +315,10 @@ class Recording:
     """What errors call samples; a file is called by its path."""
 
 
+Known = Audio | Recording | Sequence[Audio | Recording]
+"""What is known of a speaker."""
+
+
 @dataclass
 class _Heard:
     """A recording, decoded and cut, before the model sees it."""
@@ -328,6 +329,8 @@ class _Heard:
     texts: list[str | None]
     text: str | None
     notes: list[str]
+    processor: CtalProcessor
+    """Of its speaker, where something is known of one."""
 
 
 class _Head(NamedTuple):
@@ -382,19 +385,19 @@ class Pipeline(Generic[ResultT]):
         asr: Recognizer | str | None = None,
         device: str | torch.device | None = None,
         precision: str = "fp32",
-        speaker: Sequence[Audio | Recording] | None = None,
+        speaker: Known | None = None,
     ) -> None:
         """See `pipeline`."""
-        if speaker is not None:
-            waves = (_decode(each if isinstance(each, Recording) else Recording(each)) for each in speaker)
-            known = model.processor.feature_extractor.for_speaker(waves)
-            model = replace(model, processor=CtalProcessor(known, model.processor.tokenizer))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check_precision(precision, self.device)
         self.task = model.task
         self.config = model.model.config
         self.precision = precision
         self.asr = load_recognizer(asr) if isinstance(asr, str) else asr
+        self.unusable: list[InputError] = []
+        """Why recordings of the speaker could not be used."""
+        if speaker is not None:
+            model = replace(model, processor=self._of_speaker(model.processor, speaker))
         self._loaded, self._reads = model, model.reads
         moved = model.model.to(self.device)  # pyright: ignore[reportArgumentType] (an overload of transformers)
         self._model = for_precision(moved, precision)
@@ -472,24 +475,35 @@ class Pipeline(Generic[ResultT]):
     def _one(self, recording: Recording) -> ResultT:
         return _raised(next(self.each([recording])))
 
-    def _hear(self, recordings: Iterable[Recording]) -> Iterator[_Heard | InputError]:
-        """Decodes a few recordings ahead: soundfile and soxr let other threads run meanwhile."""
-        waiting: deque[tuple[Recording, Future[np.ndarray]]] = deque()
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for recording in recordings:
-                waiting.append((recording, pool.submit(_decode, recording)))
-                if len(waiting) > _FILES_AHEAD:
-                    yield self._heard(*waiting.popleft())
-            while waiting:
-                yield self._heard(*waiting.popleft())
+    def _of_speaker(self, processor: CtalProcessor, speaker: Known) -> CtalProcessor:
+        """The processor for whoever speaks in these recordings, as far as they can be used."""
+        is_one = isinstance(speaker, str | Path | np.ndarray | Tensor | Recording)
+        listed: Sequence[Audio | Recording] = [speaker] if is_one else speaker
+        given = [
+            each if isinstance(each, Recording) else Recording(each, name=f"speaker[{number}]")
+            for number, each in enumerate(listed)
+        ]
 
-    def _heard(self, recording: Recording, decoded: Future[np.ndarray]) -> _Heard | InputError:
-        """The decoded recording, cut, with a transcript for every window."""
+        def usable() -> Iterator[np.ndarray]:
+            for _, decoded in _decoded_ahead(given):
+                try:
+                    yield decoded.result()
+                except InputError as error:
+                    self.unusable.append(error)
+
         try:
-            wave = decoded.result()
-            return self._with_text(recording, wave)
+            known = processor.feature_extractor.for_speaker(usable(), SAMPLING_RATE)
         except InputError as error:
-            return error
+            raise (self.unusable[0] if self.unusable else error) from None
+        return CtalProcessor(known, processor.tokenizer)
+
+    def _hear(self, recordings: Iterable[Recording]) -> Iterator[_Heard | InputError]:
+        """The decoded recordings, cut, with a transcript for every window."""
+        for recording, decoded in _decoded_ahead(recordings):
+            try:
+                yield self._with_text(recording, decoded.result())
+            except InputError as error:
+                yield error
 
     def _with_text(self, recording: Recording, wave: np.ndarray) -> _Heard:
         name = str(recording.audio) if isinstance(recording.audio, str | Path) else None
@@ -498,8 +512,8 @@ class Pipeline(Generic[ResultT]):
             notes.append("digital silence: there is nothing to hear")
         elif len(wave) < _SHORT_SECONDS * SAMPLING_RATE:
             notes.append(f"only {len(wave) / SAMPLING_RATE:.2f} s long: too short to rely on")
-        if self._extractor.cmvn == "speaker" and self._extractor.speaker_mean is None:
-            notes.append(UNKNOWN_SPEAKER)
+        if self.unusable:
+            notes.append(f"{len(self.unusable)} of the speaker's recordings cannot be used, and are left out")
         text = recording.text
         if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError(f"{name or recording.name}: its transcript cannot be read as UTF-8; mend it")
@@ -513,6 +527,12 @@ class Pipeline(Generic[ResultT]):
         spans = [(0, len(wave))]
         if self._reads != "text":
             spans = cut_windows(wave, self._loaded.max_frames, self._extractor.feature_type)
+        processor = self._loaded.processor
+        if self._reads != "text" and self._extractor.is_by_speaker and self._extractor.speaker_mean is None:
+            notes.append("the model wants other recordings of the same speaker, and none is given: less reliable")
+            if len(spans) > 1:
+                known = self._extractor.for_speaker([wave], SAMPLING_RATE)
+                processor = CtalProcessor(known, processor.tokenizer)
         texts: list[str | None] = [None] * len(spans)
         if text and len(spans) == 1:
             texts = [text]
@@ -536,33 +556,36 @@ class Pipeline(Generic[ResultT]):
             notes.append(
                 "no transcript, and no modality dropout in training: less reliable if the training data had transcripts"
             )
-        return _Heard(name, wave, spans, texts, text, notes)
+        return _Heard(name, wave, spans, texts, text, notes, processor)
 
     def _judge(self, chunk: Sequence[_Heard | InputError]) -> Iterator[ResultT | InputError]:
         """Runs the model on all windows of the recordings, the longest first."""
-        parts = {
-            (number, place): (heard.wave[start:end], text)
-            for number, heard in enumerate(chunk)
-            if not isinstance(heard, InputError)
-            for place, ((start, end), text) in enumerate(zip(heard.spans, heard.texts, strict=True))
-        }
+        heard_by: dict[CtalProcessor, dict[tuple[int, int], tuple[np.ndarray, str | None]]] = {}
+        for number, heard in enumerate(chunk):
+            if not isinstance(heard, InputError):
+                parts = heard_by.setdefault(heard.processor, {})
+                for place, ((start, end), text) in enumerate(zip(heard.spans, heard.texts, strict=True)):
+                    parts[number, place] = (heard.wave[start:end], text)
         vectors: dict[tuple[int, int], np.ndarray] = {}
-        keys = list(parts)
-        frames = [num_frames(len(wave), self._extractor.feature_type) for wave, _ in parts.values()]
-        for batch in like_lengths(frames, BATCH_FRAMES["cpu" if self.device.type == "cpu" else "cuda"]):
-            windows = [keys[number] for number in batch]
-            rows = self._vectors([parts[key][0] for key in windows], [parts[key][1] for key in windows])
-            vectors.update(zip(windows, rows, strict=True))
+        for processor, parts in heard_by.items():
+            keys = list(parts)
+            frames = [num_frames(len(wave), self._extractor.feature_type) for wave, _ in parts.values()]
+            for batch in like_lengths(frames, BATCH_FRAMES["cpu" if self.device.type == "cpu" else "cuda"]):
+                windows = [keys[number] for number in batch]
+                waves, texts = zip(*(parts[key] for key in windows), strict=True)
+                vectors.update(zip(windows, self._vectors(processor, waves, texts), strict=True))
         for number, heard in enumerate(chunk):
             if isinstance(heard, InputError):
                 yield heard
             else:
                 yield self._result(heard, np.stack([vectors[number, place] for place in range(len(heard.spans))]))
 
-    def _vectors(self, waves: list[np.ndarray], texts: list[str | None]) -> np.ndarray:
+    def _vectors(
+        self, processor: CtalProcessor, waves: Sequence[np.ndarray], texts: Sequence[str | None]
+    ) -> np.ndarray:
         """(B, …) float32, what `_Head.vectors` makes of the outputs."""
         audio = None if self._reads == "text" else waves
-        inputs = self._loaded.processor(text=texts, audio=audio, sampling_rate=SAMPLING_RATE, truncation=True)
+        inputs = processor(text=texts, audio=audio, sampling_rate=SAMPLING_RATE, truncation=True)
         with torch.inference_mode(), autocast(self.device, self.precision):
             output = self._model(**inputs.to(self.device))
         return _HEADS[self.task].vectors(output).cpu().numpy()
@@ -612,7 +635,7 @@ def pipeline(
     asr: Recognizer | str | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
-    speaker: Sequence[Audio | Recording] | None = None,
+    speaker: Known | None = None,
 ) -> Pipeline[EmotionResult]: ...
 @overload
 def pipeline(
@@ -622,7 +645,7 @@ def pipeline(
     asr: Recognizer | str | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
-    speaker: Sequence[Audio | Recording] | None = None,
+    speaker: Known | None = None,
 ) -> Pipeline[SentimentResult]: ...
 @overload
 def pipeline(
@@ -640,7 +663,7 @@ def pipeline(
     asr: Recognizer | str | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
-    speaker: Sequence[Audio | Recording] | None = None,
+    speaker: Known | None = None,
 ) -> Pipeline[Any]:
     """A callable that takes recordings and gives results of `task`.
 
@@ -653,11 +676,12 @@ def pipeline(
         precision: `bf16` or, on a CPU, `int8` for matrix products, quicker where the machine is good at it and a little
             less exact; what they cost stands in docs/performance.md.
         speaker: For a model that normalises by the speaker (`cmvn=speaker`): recordings of the one who speaks in all
-            that the pipeline will hear, these too if you like; the more, the better.
+            that the pipeline will hear, these too if you like; samples as a `Recording`, which has their rate. The
+            more, the better; which cannot be used stands in `Pipeline.unusable` and in every result's notes.
 
     Raises:
-        InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision; a recording
-            of the speaker cannot be used, or the model has no use for it.
+        InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision; no
+            recording of the speaker can be used, or the model has no use for any.
     """
     if task not in _HEADS:
         raise InputError(f"unknown task '{task}'{did_you_mean(task, _HEADS)}: choose from {', '.join(_HEADS)}")
@@ -705,6 +729,17 @@ def find_recordings(
         if not any(path.resolve() in known for path, _ in found):
             raise InputError(f"{transcripts}: names none of the recordings; its paths are relative to its own folder")
     return [Recording(path, words) for path, words in found]
+
+
+def _decoded_ahead(recordings: Iterable[Recording]) -> Iterator[tuple[Recording, Future[np.ndarray]]]:
+    """Decodes a few recordings ahead, as `_decode` does: soundfile and soxr let other threads run meanwhile."""
+    waiting: deque[tuple[Recording, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for recording in recordings:
+            waiting.append((recording, pool.submit(_decode, recording)))
+            if len(waiting) > _FILES_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def _decode(recording: Recording) -> np.ndarray:

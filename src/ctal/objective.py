@@ -117,7 +117,7 @@ def corpus_features(corpus: Corpus, extractor: CtalFeatureExtractor, *, cache_me
         corpus,
         extract=source.features,
         analysis=source.analysis,
-        less_speaker_mean=source is not extractor,
+        less_speaker_mean=extractor.is_by_speaker,
         cache_bytes=cache_megabytes * 2**20,
     )
 

@@ -21,7 +21,6 @@ from ctal.errors import InputError
 from ctal.features import NUM_MEL
 from ctal.inference import (
     BATCH_FRAMES,
-    UNKNOWN_SPEAKER,
     PretrainedModel,
     TaskModel,
     cut_windows,
@@ -162,8 +161,8 @@ def _first_window(loaded: Model, wave: np.ndarray, text: str | None) -> _Window:
 def _notes(loaded: Model, text: str | None, window: _Window) -> list[str]:
     notes = []
     seconds, tokenizer = len(window.recording) / SAMPLING_RATE, loaded.processor.tokenizer
-    if loaded.processor.feature_extractor.cmvn == "speaker":
-        notes.append(UNKNOWN_SPEAKER)
+    if loaded.processor.feature_extractor.is_by_speaker and loaded.reads != "text":
+        notes.append("the model wants several recordings of a speaker, and hears this one alone: less reliable")
     if not window.recording.any():
         notes.append("the recording is digital silence: there is nothing to hear")
     if window.windows > 1:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ctal.audio import load_audio
-from ctal.batching import Corpus, digest
+from ctal.batching import Corpus, CorpusFeatures, digest
 from ctal.features import NUM_MEL
 from ctal.inference import TaskModel, load_task_model
 from ctal.objective import corpus_features
@@ -71,8 +71,9 @@ def _attention_section(
         if not models:
             why = "no model whose audio sees the text lies beside its results"
         return join(heading, element("p", f"Nothing to show: {why}."))
+    heard = {name: corpus_features(corpus, loaded.processor.feature_extractor) for name, loaded in models.items()}
     shown = [
-        (id, name, *_attended(corpus, row_of[id], loaded))
+        (id, name, *_attended(row_of[id], heard[name], loaded))
         for id in spoken[:ATTENTION_EXAMPLES]
         for name, loaded in models.items()
     ]
@@ -95,11 +96,10 @@ def _attention_section(
     )
 
 
-def _attended(corpus: Corpus, row: int, loaded: TaskModel) -> tuple[Attended, Tensor]:
+def _attended(row: int, features: CorpusFeatures, loaded: TaskModel) -> tuple[Attended, Tensor]:
     """What the frames of a recording attend to, and their (T, 80) static features."""
-    stored = corpus.read(row)
-    features_TF = corpus_features(corpus, loaded.processor.feature_extractor).read(row, stored).float()
-    features_TF = features_TF[: loaded.max_frames]
+    stored = features.corpus.read(row)
+    features_TF = features.read(row, stored)[: loaded.max_frames].float()
     return attend(loaded.model, loaded.processor, features_TF, stored.text), features_TF[:, :NUM_MEL]
 
 
