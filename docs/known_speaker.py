@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("run", type=Path)
     given = parser.parse_args()
+    warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
     store = Store(given.store)
     stored = {each.id: each for each in map(store.read, range(len(store)))}
     sounds = {name: Recording(load_audio(each.audio, name), None, SAMPLING_RATE, name) for name, each in stored.items()}

@@ -497,7 +497,7 @@ def test_a_model_that_normalises_by_the_speaker_is_given_recordings_of_whoever_s
         "folder": ("--speaker", sound),
     }
     said = {name: lines_of(ctal(*command, folder, *more))[0] for name, more in given.items()}
-    notes = {name: any("none is given: less reliable" in note for note in said[name]["notes"]) for name in said}
+    notes = {name: any("none is given: do not rely on it" in note for note in said[name]["notes"]) for name in said}
     assert notes == {"nobody": True, "itself": False, "files": False, "folder": False}
     heard = {name: list(each["probabilities"].values()) for name, each in said.items()}
     assert heard["nobody"] == pytest.approx(heard["itself"], abs=1e-4)

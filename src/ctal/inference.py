@@ -529,7 +529,7 @@ class Pipeline(Generic[ResultT]):
             spans = cut_windows(wave, self._loaded.max_frames, self._extractor.feature_type)
         processor = self._loaded.processor
         if self._reads != "text" and self._extractor.is_by_speaker and self._extractor.speaker_mean is None:
-            notes.append("the model wants other recordings of the same speaker, and none is given: less reliable")
+            notes.append("the model wants ten or more recordings of the speaker, and none is given: do not rely on it")
             if len(spans) > 1:
                 known = self._extractor.for_speaker([wave], SAMPLING_RATE)
                 processor = CtalProcessor(known, processor.tokenizer)
@@ -677,7 +677,8 @@ def pipeline(
             less exact; what they cost stands in docs/performance.md.
         speaker: For a model that normalises by the speaker (`cmvn=speaker`): recordings of the one who speaks in all
             that the pipeline will hear, these too if you like; samples as a `Recording`, which has their rate. The
-            more, the better; which cannot be used stands in `Pipeline.unusable` and in every result's notes.
+            more, the better, and fewer than ten are few (docs/results.md); which cannot be used stands in
+            `Pipeline.unusable` and in every result's notes.
 
     Raises:
         InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision; no

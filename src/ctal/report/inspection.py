@@ -162,7 +162,7 @@ def _notes(loaded: Model, text: str | None, window: _Window) -> list[str]:
     notes = []
     seconds, tokenizer = len(window.recording) / SAMPLING_RATE, loaded.processor.tokenizer
     if loaded.processor.feature_extractor.is_by_speaker and loaded.reads != "text":
-        notes.append("the model wants several recordings of a speaker, and hears this one alone: less reliable")
+        notes.append("the model wants ten or more recordings of a speaker, and hears this one alone: do not rely on it")
     if not window.recording.any():
         notes.append("the recording is digital silence: there is nothing to hear")
     if window.windows > 1:
