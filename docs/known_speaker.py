@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +35,15 @@ def main() -> None:
     store = Store(given.store)
     stored = {each.id: each for each in map(store.read, range(len(store)))}
     sounds = {name: Recording(load_audio(each.audio, name), None, SAMPLING_RATE, name) for name, each in stored.items()}
+    others = {
+        name: [other for other, by in stored.items() if by.speaker == each.speaker and other != name]
+        for name, each in stored.items()
+    }
     recalls: dict[str, list[list[float]]] = {}
     for fold in sorted((given.run / "folds").iterdir()):
         model = load_task_model(fold / "model")
         lines = [json.loads(line) for line in (fold / "predictions.jsonl").read_text().splitlines()]
         truth = [line["label"] for line in lines]
-
-        def predicted(name: str, known: Sequence[str]) -> str:
-            hear = pipeline("emotion", model, device="cpu", speaker=[sounds[each] for each in known] or None)  # noqa: B023
-            return hear(sounds[name].audio, sampling_rate=SAMPLING_RATE).label
 
         for count in (*GIVEN, len(stored)):
             of_draws = []
@@ -52,11 +51,9 @@ def main() -> None:
                 rng = np.random.default_rng(draw)
                 said = []
                 for line in lines:
-                    others = [
-                        name for name, each in stored.items() if each.speaker == line["speaker"] and name != line["id"]
-                    ]
-                    known = rng.permutation(others)[:count].tolist()
-                    said.append(predicted(line["id"], known))
+                    known = [sounds[name] for name in rng.permutation(others[line["id"]])[:count]]
+                    hear = pipeline("emotion", model, device="cpu", speaker=known or None)
+                    said.append(hear(sounds[line["id"]].audio, sampling_rate=SAMPLING_RATE).label)
                 of_draws.append(balanced_accuracy_score(truth, said))
             recalls.setdefault(str(count) if count < len(stored) else "all", []).append(of_draws)
         print(f"{fold.name} done", flush=True)

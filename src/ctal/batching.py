@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctal.audio import load_audio
 from ctal.errors import InputError
+from ctal.features import mean_of_frames
 from ctal.masking import IGNORED, MaskingConfig, mask_blocks, mask_frames, mask_tokens
 from ctal.store import Store, StoredUtterance
 from ctal.stored_features import Extract, open_features, other_analyses, rounded
@@ -380,11 +381,9 @@ class CorpusFeatures:
             wanted = math.ceil(SPEAKER_FRAMES / self.corpus.frames[rows].mean())
             # Evenly over all that there are, since a store may have them in the order of their labels.
             chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
-            total, count = torch.zeros(features.shape[1], dtype=torch.float64), 0
-            for row in chosen.tolist():
-                each = self._as_extracted(row, self.corpus.read(row))
-                total, count = total + each.double().sum(0), count + len(each)
-            self._means[speaker] = (total / count).float()
+            mean = mean_of_frames(self._as_extracted(row, self.corpus.read(row)) for row in chosen.tolist())
+            assert mean is not None
+            self._means[speaker] = mean
         return self._means[speaker]
 
     @cached_property

@@ -14,7 +14,15 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, checked_rate, num_frames, resample
 from ctal.configuration_ctal import CtalConfig
 from ctal.errors import InputError, did_you_mean
-from ctal.features import NUM_MEL, Cmvn, DeltaOrder, extract_features, extract_features_batch, feature_size
+from ctal.features import (
+    NUM_MEL,
+    Cmvn,
+    DeltaOrder,
+    extract_features,
+    extract_features_batch,
+    feature_size,
+    mean_of_frames,
+)
 
 Wave = np.ndarray | Tensor | Sequence[float]
 """One recording, mono, floating point, full scale ±1."""
@@ -26,7 +34,7 @@ _OPTIONS = ("feature_type", "delta_order", "cmvn", "pitch")
 """Fields that `extract_features` takes."""
 _DERIVED = ("feature_size", "sampling_rate", "padding_value", "padding_side", "return_attention_mask")
 """Attributes of every `SequenceFeatureExtractor` that follow from ours, so that they are not saved."""
-_OF_A_SPEAKER = "speaker_mean"
+_OF_A_SPEAKER = ("speaker_mean",)
 """What `for_speaker` adds, which is not the model's and is not saved either."""
 _BOOKKEEPING = ("feature_extractor_type", "processor_class", "auto_map")
 """What transformers adds to a saved feature extractor."""
@@ -103,8 +111,7 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
         if not recordings:
             raise InputError("audio is an empty list; pass at least one recording")
         waves = [self._wave(each, rate, f"audio[{i}]", truncation) for i, each in enumerate(recordings)]
-        source = self if self.speaker_mean is None else self.uncentred
-        features_BTD, lengths_B = extract_features_batch(waves, **source._options())
+        features_BTD, lengths_B = extract_features_batch(waves, **self._options())
         mask_BT = torch.arange(features_BTD.shape[1], device=lengths_B.device) < lengths_B[:, None]
         if self.speaker_mean is not None:
             features_BTD = (features_BTD - self.speaker_mean.to(features_BTD.device)) * mask_BT[..., None]
@@ -133,9 +140,8 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
         For training data, whose lengths are planned beforehand and whose waves were checked when they were decoded.
         """
-        if self.speaker_mean is not None:
-            return self.uncentred.features(wave) - self.speaker_mean
-        return extract_features(torch.from_numpy(wave), **self._options())
+        features_TD = extract_features(torch.from_numpy(wave), **self._options())
+        return features_TD if self.speaker_mean is None else features_TD - self.speaker_mean
 
     @property
     def is_by_speaker(self) -> bool:
@@ -165,24 +171,25 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
             raise InputError(
                 f"recordings of the speaker: the model does not normalise by them (its cmvn is {self.cmvn}); give none"
             )
-        total, count = torch.zeros(self.feature_size, dtype=torch.float64), 0
-        for number, recording in enumerate(recordings):
-            wave = self._checked(recording, rate, f"recording {number} of the speaker")
-            features_TD = extract_features(wave, **self.uncentred._options()).cpu()
-            total, count = total + features_TD.double().sum(0), count + len(features_TD)
-        if not count:
+        options = self.uncentred._options()
+        mean_D = mean_of_frames(
+            extract_features(self._checked(recording, rate, f"recording {number} of the speaker"), **options)
+            for number, recording in enumerate(recordings)
+        )
+        if mean_D is None:
             raise InputError("recordings of the speaker: none is given; give at least one")
         other = copy(self)
-        other.speaker_mean = (total / count).float()
+        other.speaker_mean = mean_D
         return other
 
     def _options(self) -> dict[str, Any]:
-        """Those of `extract_features`."""
-        return {name: getattr(self, name) for name in _OPTIONS}
+        """Those of `extract_features`, before a known speaker's mean is taken away."""
+        source = self if self.speaker_mean is None else self.uncentred
+        return {name: getattr(source, name) for name in _OPTIONS}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the constructor and the class."""
-        return {name: value for name, value in super().to_dict().items() if name not in (*_DERIVED, _OF_A_SPEAKER)}
+        return {name: value for name, value in super().to_dict().items() if name not in _DERIVED + _OF_A_SPEAKER}
 
     def _wave(self, recording: Any, sampling_rate: int, name: str, truncation: bool) -> Tensor:
         """One checked wave (num_samples,) float32 at 16 kHz, of at most `max_frames`."""

@@ -18,7 +18,7 @@ window, M mel channels, D feature dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -230,6 +230,14 @@ def _mean_over_time(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """(B, 1, D), over the frames of `mask_BT`."""
     mask = mask_BT[..., None]
     return (features_BTD * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+
+
+def mean_of_frames(utterances: Iterable[Tensor]) -> Tensor | None:
+    """(D,) float32 on the CPU, over the frames of all utterances, each (T, D); None where there is no frame."""
+    total, count = torch.zeros(()), 0
+    for features_TD in utterances:
+        total, count = total + features_TD.double().sum(0).cpu(), count + len(features_TD)
+    return (total / count).float() if count else None
 
 
 def standardize(features_BTD: Tensor, feature_type: FeatureType, delta_order: DeltaOrder) -> Tensor:

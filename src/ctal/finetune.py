@@ -206,8 +206,8 @@ def evaluate_task(
     if not len(rows):
         raise InputError("everything in these stores that could be tested was trained on: evaluate on another store")
     _check_modality(model.config.fusion, inputs or config.inputs)
-    if not own and processor.feature_extractor.is_by_speaker and (inputs or config.inputs) != "text":
-        said += _less_speaker_mean(corpus, rows)
+    if not own:
+        said += _less_speaker_mean(processor.feature_extractor, inputs or config.inputs, corpus, rows)
     if scores is not None and not scores.absolute().parent.is_dir():
         raise InputError(f"--scores {scores}: its folder does not exist; make it first")
     if scores is not None and (scores.is_dir() or not os.access(scores.absolute().parent, os.W_OK)):
@@ -563,14 +563,15 @@ def _protocol(
         said += "; pre-training has heard the test part's audio, without labels"
     extractor = load_processor(start_from).feature_extractor
     check_features(task, extractor)
-    if extractor.is_by_speaker and config.inputs != "text":
-        said += _less_speaker_mean(corpus, targets.rows)
+    said += _less_speaker_mean(extractor, config.inputs, corpus, targets.rows)
     check_folds(task, corpus, targets, config, protocol)
     return replace(protocol, description=said)
 
 
-def _less_speaker_mean(corpus: Corpus, rows: np.ndarray) -> str:
-    """What a protocol says of a model that so knows those it is tested on."""
+def _less_speaker_mean(extractor: CtalFeatureExtractor, inputs: str, corpus: Corpus, rows: np.ndarray) -> str:
+    """What a protocol says of a model that so knows those it is tested on; nothing of another."""
+    if not extractor.is_by_speaker or inputs == "text":
+        return ""
     said = "; features less each speaker's mean, over what the stores have of them, without labels"
     if unknown := sum(not corpus.speakers[row] for row in rows):
         said += f" ({unknown} of {len(rows)} utterances, whose speaker is not known, less their own)"
