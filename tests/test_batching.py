@@ -6,7 +6,7 @@ import multiprocessing
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -374,6 +374,29 @@ def test_a_speakers_mean_is_that_which_use_takes_and_stored_features_are_those_o
     write_features(Store(tmp_path / "store"), fixed.analysis, fixed.features, workers=1)
     for one, other in zip(features, centred(tmp_path / "store")[1], strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_random_mean_is_over_some_other_recordings_of_the_speaker_or_over_the_recording_itself(voices: Path) -> None:
+    corpus = Corpus([Store(voices)])
+    features = corpus_features(corpus, CENTRED)
+    uncentred = corpus_features(corpus, CENTRED.uncentred)
+    row, others = 0, (3, 4, 7)
+    whole = {each: uncentred.read(each, corpus.read(each)).float() for each in (row, *others)}
+    chosen = [(row,), *(some for count in (1, 2, 3) for some in combinations(others, count))]
+    means = torch.stack([torch.cat([whole[each] for each in some]).mean(0) for some in chosen])
+    drawn = []
+    for seed in range(60):
+        stored, generator = corpus.read(row), torch.Generator().manual_seed(seed)
+        distances = (whole[row].mean(0) - features.read(row, stored, generator).float().mean(0) - means).abs().amax(1)
+        assert distances.min() < 5e-3  # float16
+        drawn.append(chosen[int(distances.argmin())])
+    assert set(drawn) == set(chosen)
+    counts = [0 if some == (row,) else len(some) for some in drawn]
+    assert counts.count(0) > counts.count(3)
+
+    own = corpus.speakers.index(None)
+    by_chance, always = (features.read(own, corpus.read(own), each) for each in (torch.Generator(), None))
+    assert torch.equal(by_chance, always), "nobody is named"
 
 
 def test_of_many_recordings_as_many_are_heard_as_tell_the_mean(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -744,13 +744,31 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     assert "cannot be read" in refusal(lambda: evaluate_task("verification", split, verification, trials=trials))
 
 
-def test_a_model_of_known_speakers_says_so_and_cannot_tell_speakers_apart(labelled: Labelled, tmp_path: Path) -> None:
-    start = tmp_path / "start"
+def of_known_speakers(labelled: Labelled, folder: Path) -> Labelled:
+    """The same with a pre-trained model in `folder` whose features are less each speaker's mean."""
     processor, model = load_model(labelled.pretrained)
     processor.feature_extractor.cmvn = model.config.audio.cmvn = "speaker"
-    model.save_pretrained(start)
-    processor.save_pretrained(start)
-    centred = replace(labelled, pretrained=start)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return replace(labelled, pretrained=folder)
+
+
+def test_speakers_means_vary_from_epoch_to_epoch_where_that_is_asked_for_and_never_in_evaluation(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    centred = of_known_speakers(labelled, tmp_path / "start")
+    varied, plain = dataset_of(centred, random_speaker_mean=True), dataset_of(centred)
+    epochs = [varied.utterance(0, epoch)["input_features"] for epoch in range(8)]
+    assert any(not torch.equal(epochs[0], each) for each in epochs)
+    assert torch.equal(epochs[3], varied.utterance(0, 3)["input_features"])
+    assert torch.equal(*(each.utterance(0, EVALUATION)["input_features"] for each in (varied, plain)))
+    refused = refusal(lambda: run(labelled, tmp_path / "run", random_speaker_mean=True))
+    assert "random_speaker_mean" in refused
+    assert "pre-train with cmvn=speaker" in refused
+
+
+def test_a_model_of_known_speakers_says_so_and_cannot_tell_speakers_apart(labelled: Labelled, tmp_path: Path) -> None:
+    centred = of_known_speakers(labelled, tmp_path / "start")
     evaluation = run(centred, tmp_path / "run")
     assert "features less each speaker's mean" in evaluation["protocol"]["description"]
     (tmp_path / "other").mkdir()

@@ -497,7 +497,7 @@ def test_a_model_that_normalises_by_the_speaker_is_given_recordings_of_whoever_s
         "folder": ("--speaker", sound),
     }
     said = {name: lines_of(ctal(*command, folder, *more))[0] for name, more in given.items()}
-    notes = {name: any("none is given: do not rely on it" in note for note in said[name]["notes"]) for name in said}
+    notes = {name: any("this one alone: do not rely on it" in note for note in said[name]["notes"]) for name in said}
     assert notes == {"nobody": True, "itself": False, "files": False, "folder": False}
     heard = {name: list(each["probabilities"].values()) for name, each in said.items()}
     assert heard["nobody"] == pytest.approx(heard["itself"], abs=1e-4)
@@ -511,6 +511,11 @@ def test_a_model_that_normalises_by_the_speaker_is_given_recordings_of_whoever_s
     assert "no such file or folder" in refusal(ctal(*command, folder, "--speaker", tmp_path / "nowhere"))
     (tmp_path / "a.wav").write_text("not audio")
     assert "a.wav" in refusal(ctal(*command, folder, "--speaker", tmp_path / "a.wav"))
+    run = json.loads((folder / "run.json").read_text())
+    run["config"]["random_speaker_mean"] = True
+    (folder / "run.json").write_text(json.dumps(run))
+    (note,) = (each for each in lines_of(ctal(*command, folder))[0]["notes"] if "alone" in each)
+    assert "with a few others it is surer" in note
     some = ctal(*command, folder, "--speaker", tmp_path / "a.wav", "--speaker", sound / "0.wav")
     assert some.code == 2
     assert "--speaker: " in some.errors

@@ -308,7 +308,7 @@ class _Result:
                 "nothing to compare; choose another"
             )
         try:
-            check_features(task, new_extractor(self.run.pretraining.architecture))
+            check_features(task, new_extractor(self.run.pretraining.architecture), config)
             check_folds(task, corpus, targets, config, protocol)
         except InputError as error:
             raise InputError(f"variant '{self.variant}': {error}") from None

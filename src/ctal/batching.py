@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctal.audio import load_audio
 from ctal.errors import InputError
-from ctal.features import mean_of_frames
 from ctal.masking import IGNORED, MaskingConfig, mask_blocks, mask_frames, mask_tokens
 from ctal.store import Store, StoredUtterance
 from ctal.stored_features import Extract, open_features, other_analyses, rounded
@@ -312,6 +311,30 @@ SPEAKER_FRAMES = 24_000
 every process that makes batches takes it anew."""
 
 
+class SpeakerFrames(NamedTuple):
+    """What a speaker's mean is taken over: R recordings, of F dimensions a frame."""
+
+    rows: np.ndarray
+    """(R,) of the corpus."""
+    sums_RF: Tensor
+    """Over the frames of each, float64."""
+    counts_R: Tensor
+    """Frames of each."""
+
+    def mean(self, chosen: np.ndarray | slice = slice(None)) -> Tensor:
+        """(F,) float32, over all frames of all recordings, or of those at some places."""
+        return (self.sums_RF[chosen].sum(0) / self.counts_R[chosen].sum()).float()
+
+    def random_mean(self, row: int, own_mean_F: Tensor, generator: torch.Generator) -> Tensor:
+        """(F,) float32, over a random number of recordings other than `row`, few as often as many; `own_mean_F` for
+        none of them."""
+        others = np.flatnonzero(self.rows != row)
+        count = int((len(others) + 2) ** float(torch.rand((), generator=generator))) - 1
+        if not count:
+            return own_mean_F
+        return self.mean(others[torch.randperm(len(others), generator=generator)[:count].numpy()])
+
+
 class CorpusFeatures:
     """The features of a corpus's recordings; lives in the loader's workers.
 
@@ -335,14 +358,20 @@ class CorpusFeatures:
         self._stored = [open_features(store, analysis) for store in corpus.stores]
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
-        self._means: dict[str, Tensor] = {}
+        self._speakers: dict[str, SpeakerFrames] = {}
 
-    def read(self, row: int, stored: StoredUtterance) -> Tensor:
-        """(T, F) float16 of the whole recording."""
+    def read(self, row: int, stored: StoredUtterance, generator: torch.Generator | None = None) -> Tensor:
+        """(T, F) float16 of the whole recording; with a `generator`, less the mean over some of the speaker's other
+        recordings (`SpeakerFrames.random_mean`) where it would be that over all."""
         features = self._as_extracted(row, stored)
         if not self.less_speaker_mean:
             return features
-        return rounded(features.float() - self._mean_of(self.corpus.speakers[row], features))
+        features, speaker = features.float(), self.corpus.speakers[row]
+        mean_F = features.mean(0)
+        if speaker:
+            known = self._frames_of(speaker)
+            mean_F = known.random_mean(row, mean_F, generator) if generator else known.mean()
+        return rounded(features - mean_F)
 
     def notes(self) -> list[str]:
         """What the user should know of where they come from."""
@@ -372,19 +401,16 @@ class CorpusFeatures:
             self._cache_bytes_left -= features.nbytes
         return features
 
-    def _mean_of(self, speaker: str | None, features: Tensor) -> Tensor:
-        """(F,) float32, over the frames of the speaker's recordings, or of `features` where nobody is named."""
-        if not speaker:
-            return features.float().mean(0)
-        if speaker not in self._means:
+    def _frames_of(self, speaker: str) -> SpeakerFrames:
+        if speaker not in self._speakers:
             rows = self._rows_of[speaker]
             wanted = math.ceil(SPEAKER_FRAMES / self.corpus.frames[rows].mean())
             # Evenly over all that there are, since a store may have them in the order of their labels.
-            chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
-            mean = mean_of_frames(self._as_extracted(row, self.corpus.read(row)) for row in chosen.tolist())
-            assert mean is not None
-            self._means[speaker] = mean
-        return self._means[speaker]
+            rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
+            recordings = [self._as_extracted(row, self.corpus.read(row)) for row in rows.tolist()]
+            sums_RF = torch.stack([features.double().sum(0) for features in recordings])
+            self._speakers[speaker] = SpeakerFrames(rows, sums_RF, torch.tensor([len(each) for each in recordings]))
+        return self._speakers[speaker]
 
     @cached_property
     def _rows_of(self) -> dict[str, np.ndarray]:
@@ -512,6 +538,7 @@ class TaskDataset(UtteranceDataset):
         modality_dropout: float,
         time_masks: int,
         frequency_masks: int,
+        random_speaker_mean: bool,
         feature_size: int,
         **how: Any,
     ) -> None:
@@ -525,12 +552,15 @@ class TaskDataset(UtteranceDataset):
             modality_dropout: Probability that a training utterance loses one of its modalities, either as often.
             time_masks: Stretches of a training utterance that are blanked.
             frequency_masks: Bands of a training utterance that are blanked.
+            random_speaker_mean: Whether a training utterance is less the mean over some of its speaker's other
+                recordings, where features are less a speaker's mean.
             feature_size: Dimensions of a frame.
         """
         super().__init__(corpus, **how)
         self.targets, self.inputs = targets, inputs
         self.train_frames, self.max_frames = train_frames, max_frames
         self.modality_dropout, self.time_masks, self.frequency_masks = modality_dropout, time_masks, frequency_masks
+        self.random_speaker_mean = random_speaker_mean
         self.no_frames = torch.zeros(0, feature_size, dtype=torch.float16)
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
@@ -539,7 +569,8 @@ class TaskDataset(UtteranceDataset):
         generator = self.generator(stored, epoch)
         is_training = epoch != EVALUATION
         has_text, has_audio = self.inputs != "audio", self.inputs != "text"
-        features = self.features.read(row, stored) if has_audio else self.no_frames
+        of_speaker = generator if is_training and self.random_speaker_mean else None
+        features = self.features.read(row, stored, of_speaker) if has_audio else self.no_frames
         features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         if is_training:
             dice = torch.rand(2, generator=generator)

@@ -413,7 +413,8 @@ def predict(
     that cannot be used is named in one line, the others are done, and the exit code is 2.
 
     A model that was pre-trained with `--set cmvn=speaker` hears how someone differs from how they always sound: give it
-    ten or more recordings of them with `--speaker`, in various moods; those to be judged may be among them.
+    ten or more recordings of them with `--speaker`, in various moods; those to be judged may be among them. If it was
+    fine-tuned with `random_speaker_mean=true`, a few are enough.
 
     Example: `ctal predict my-recordings --model run/model`
     """

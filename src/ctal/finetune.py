@@ -410,6 +410,7 @@ def make_dataset(
         modality_dropout=config.modality_dropout,
         time_masks=config.time_masks,
         frequency_masks=config.frequency_masks,
+        random_speaker_mean=config.random_speaker_mean,
         feature_size=processor.feature_extractor.feature_size,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
         features=corpus_features(corpus, processor.feature_extractor, cache_megabytes=config.cache_megabytes),
@@ -562,7 +563,7 @@ def _protocol(
     if np.isin(corpus.recordings[tested], heard.sounds).any():
         said += "; pre-training has heard the test part's audio, without labels"
     extractor = load_processor(start_from).feature_extractor
-    check_features(task, extractor)
+    check_features(task, extractor, config)
     said += _less_speaker_mean(extractor, config.inputs, corpus, targets.rows)
     check_folds(task, corpus, targets, config, protocol)
     return replace(protocol, description=said)
@@ -578,12 +579,17 @@ def _less_speaker_mean(extractor: CtalFeatureExtractor, inputs: str, corpus: Cor
     return said
 
 
-def check_features(task: Task, extractor: CtalFeatureExtractor) -> None:
-    """Raises `InputError` where features are made from what is to be found out."""
+def check_features(task: Task, extractor: CtalFeatureExtractor, config: FinetuneConfig) -> None:
+    """Raises `InputError` where features are made from what is to be found out, or not as `config` has it."""
     if task.compares and extractor.is_by_speaker:
         raise InputError(
             f"{task.name}: features less each speaker's mean (cmvn=speaker) need speakers that are known already; "
             "pre-train with another cmvn to tell them apart"
+        )
+    if config.random_speaker_mean and not extractor.is_by_speaker:
+        raise InputError(
+            f"random_speaker_mean: the model's features are not less a speaker's mean (its cmvn is {extractor.cmvn}); "
+            "pre-train with cmvn=speaker, or leave it out"
         )
 
 

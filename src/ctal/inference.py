@@ -226,6 +226,15 @@ def _task_of(model: CtalForSequenceClassification | CtalForXVector) -> Task:
     return "sentiment" if model.config.problem_type == "regression" else "emotion"
 
 
+def of_a_stranger(loaded: TaskModel | PretrainedModel) -> str | None:
+    """What to know of what a model says without other recordings of the speaker; nothing where it wants none."""
+    if loaded.reads == "text" or not loaded.processor.feature_extractor.is_by_speaker:
+        return None
+    if loaded.run.get("config", {}).get("random_speaker_mean"):
+        return "the model hears this recording of the speaker alone; with a few others it is surer"
+    return "the model wants ten or more recordings of the speaker, and hears this one alone: do not rely on it"
+
+
 def load_recognizer(name: str) -> Recognizer:
     """A model of transformers' automatic-speech-recognition pipeline: a folder, or an id in the local cache.
 
@@ -528,8 +537,8 @@ class Pipeline(Generic[ResultT]):
         if self._reads != "text":
             spans = cut_windows(wave, self._loaded.max_frames, self._extractor.feature_type)
         processor = self._loaded.processor
-        if self._reads != "text" and self._extractor.is_by_speaker and self._extractor.speaker_mean is None:
-            notes.append("the model wants ten or more recordings of the speaker, and none is given: do not rely on it")
+        if self._extractor.speaker_mean is None and (stranger := of_a_stranger(self._loaded)):
+            notes.append(stranger)
             if len(spans) > 1:
                 known = self._extractor.for_speaker([wave], SAMPLING_RATE)
                 processor = CtalProcessor(known, processor.tokenizer)

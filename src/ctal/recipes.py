@@ -101,6 +101,9 @@ class FinetuneConfig(RunConfig):
     """Stretches of at most 0.25 s that are blanked in a training utterance (SpecAugment)."""
     frequency_masks: int = Field(0, ge=0)
     """Bands of at most 12 of 80 mel channels that are blanked in a training utterance."""
+    random_speaker_mean: bool = False
+    """With `cmvn=speaker`: a training utterance is less the mean over a random number of its speaker's others, few as
+    often as many, or over itself, so that a model wants fewer of them in use (docs/results.md)."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` gives every emotion the same weight in the loss, however rare."""
     protocol: str = "auto"

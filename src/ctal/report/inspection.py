@@ -29,6 +29,7 @@ from ctal.inference import (
     is_cut,
     like_lengths,
     load_any_model,
+    of_a_stranger,
 )
 from ctal.objective import frames_per_second, open_corpus
 from ctal.recipes import PretrainConfig, make_config
@@ -161,8 +162,8 @@ def _first_window(loaded: Model, wave: np.ndarray, text: str | None) -> _Window:
 def _notes(loaded: Model, text: str | None, window: _Window) -> list[str]:
     notes = []
     seconds, tokenizer = len(window.recording) / SAMPLING_RATE, loaded.processor.tokenizer
-    if loaded.processor.feature_extractor.is_by_speaker and loaded.reads != "text":
-        notes.append("the model wants ten or more recordings of a speaker, and hears this one alone: do not rely on it")
+    if stranger := of_a_stranger(loaded):
+        notes.append(stranger)
     if not window.recording.any():
         notes.append("the recording is digital silence: there is nothing to hear")
     if window.windows > 1:
