@@ -237,6 +237,7 @@ def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
     assert plan_names() == [
         "heads",
         "known-speaker",
+        "known-voices",
         "model",
         "paper-claims",
         "paper-fusion",

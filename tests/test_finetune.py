@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ctal.audio import SAMPLING_RATE, load_audio
 from ctal.batching import EVALUATION, Corpus, Microbatch
 from ctal.corpora import Utterance, get_corpus
 from ctal.errors import InputError
+from ctal.features import Cmvn
 from ctal.finetune import FinetuneObjective, evaluate_task, finetune, judge_rows, load_model_for, make_dataset
 from ctal.heard import Heard
 from ctal.inference import Recording, pipeline
@@ -521,12 +522,13 @@ def test_the_reference_schedule_goes_up_and_down_and_the_cosine_falls_to_0() -> 
 # What is given to the model -----------------------------------------------------------------------------------------
 
 
-def dataset_of(labelled: Labelled, inputs: str = "both", **fields: Any) -> Any:
+def dataset_of(labelled: Labelled, inputs: str = "both", voices: Sequence[str] = (), **fields: Any) -> Any:
     corpus = Corpus([Store(labelled.split)])
     config = make_config(FinetuneConfig, QUICK, fields)
     model = CtalForSequenceClassification.from_pretrained(labelled.pretrained)
     targets = read_targets(TASKS["emotion"], corpus)
-    return make_dataset(corpus, load_processor(labelled.pretrained), config, targets, model.config, inputs=inputs)
+    processor = load_processor(labelled.pretrained)
+    return make_dataset(corpus, processor, config, targets, model.config, inputs=inputs, voices=voices)
 
 
 def test_a_withheld_input_is_not_there(labelled: Labelled) -> None:
@@ -744,10 +746,10 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     assert "cannot be read" in refusal(lambda: evaluate_task("verification", split, verification, trials=trials))
 
 
-def of_known_speakers(labelled: Labelled, folder: Path) -> Labelled:
-    """The same with a pre-trained model in `folder` whose features are less each speaker's mean."""
+def normalised_by(labelled: Labelled, cmvn: Cmvn, folder: Path) -> Labelled:
+    """The same with a pre-trained model in `folder` whose features are normalised so."""
     processor, model = load_model(labelled.pretrained)
-    processor.feature_extractor.cmvn = model.config.audio.cmvn = "speaker"
+    processor.feature_extractor.cmvn = model.config.audio.cmvn = cmvn
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return replace(labelled, pretrained=folder)
@@ -756,7 +758,7 @@ def of_known_speakers(labelled: Labelled, folder: Path) -> Labelled:
 def test_speakers_means_vary_from_epoch_to_epoch_where_that_is_asked_for_and_never_in_evaluation(
     labelled: Labelled, tmp_path: Path
 ) -> None:
-    centred = of_known_speakers(labelled, tmp_path / "start")
+    centred = normalised_by(labelled, "speaker", tmp_path / "start")
     varied, plain = dataset_of(centred, random_speaker_mean=True), dataset_of(centred)
     epochs = [varied.utterance(0, epoch)["input_features"] for epoch in range(8)]
     assert any(not torch.equal(epochs[0], each) for each in epochs)
@@ -767,8 +769,43 @@ def test_speakers_means_vary_from_epoch_to_epoch_where_that_is_asked_for_and_nev
     assert "pre-train with cmvn=speaker" in refused
 
 
+def test_a_swapped_speakers_mean_is_one_of_the_training_speakers_and_none_is_swapped_in_evaluation(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    fixed = normalised_by(labelled, "fixed", tmp_path / "fixed")
+    plain, voices = dataset_of(fixed), ["s00", "s01", "s02"]
+    always, sometimes = (dataset_of(fixed, voices=voices, speaker_swap=share) for share in (1.0, 0.5))
+    own = plain.corpus.speakers[0]
+    shifts = torch.stack([plain.features.mean_of(each) - plain.features.mean_of(own) for each in voices])
+    before = plain.utterance(0, 0)["input_features"]
+    chosen = set()
+    for epoch in range(20):
+        after = always.utterance(0, epoch)["input_features"].float()
+        distances = (after - before.float() - shifts[:, None]).abs().amax((1, 2))
+        assert distances.min() < 0.01  # float16
+        chosen.add(int(distances.argmin()))
+    assert chosen == {0, 1, 2}
+    unchanged = [torch.equal(sometimes.utterance(0, epoch)["input_features"], before) for epoch in range(20)]
+    assert 0 < sum(unchanged) < 20
+    assert torch.equal(*(each.utterance(0, EVALUATION)["input_features"] for each in (always, plain)))
+
+
+def test_speakers_are_not_swapped_where_that_would_take_away_what_is_asked_or_changes_nothing(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    known = normalised_by(labelled, "speaker", tmp_path / "known")
+    assert "is to tell them apart" in refusal(lambda: run(labelled, tmp_path / "a", "verification", speaker_swap=0.5))
+    assert "cmvn=speaker" in refusal(lambda: run(known, tmp_path / "b", speaker_swap=0.5))
+    lines = [json.loads(line) for line in labelled.store.with_suffix(".jsonl").read_text().splitlines()]
+    lines = [{**line, "audio": str(labelled.store.parent / line["audio"]), "speaker": None} for line in lines]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare_store(get_corpus("manifest").prepare(tmp_path / "m.jsonl"), tmp_path / "store", corpus="one", workers=1)
+    of_nobody = {"store": tmp_path / "store", "protocol": "5-fold", "speaker_swap": 0.5}
+    assert "trains on 0 speakers that are named" in refusal(lambda: run(labelled, tmp_path / "c", **of_nobody))
+
+
 def test_a_model_of_known_speakers_says_so_and_cannot_tell_speakers_apart(labelled: Labelled, tmp_path: Path) -> None:
-    centred = of_known_speakers(labelled, tmp_path / "start")
+    centred = normalised_by(labelled, "speaker", tmp_path / "start")
     evaluation = run(centred, tmp_path / "run")
     assert "features less each speaker's mean" in evaluation["protocol"]["description"]
     (tmp_path / "other").mkdir()

@@ -373,6 +373,11 @@ class CorpusFeatures:
             mean_F = known.random_mean(row, mean_F, generator) if generator else known.mean()
         return rounded(features - mean_F)
 
+    def mean_of(self, speaker: str) -> Tensor:
+        """(F,) float32, over what the corpus has of the speaker, at most `SPEAKER_FRAMES`, before anything is taken
+        away."""
+        return self._frames_of(speaker).mean()
+
     def notes(self) -> list[str]:
         """What the user should know of where they come from."""
         others = {store.path: other_analyses(store, self.analysis) for store in self.corpus.stores}
@@ -539,6 +544,8 @@ class TaskDataset(UtteranceDataset):
         time_masks: int,
         frequency_masks: int,
         random_speaker_mean: bool,
+        speaker_swap: float,
+        voices: Sequence[str],
         feature_size: int,
         **how: Any,
     ) -> None:
@@ -554,13 +561,16 @@ class TaskDataset(UtteranceDataset):
             frequency_masks: Bands of a training utterance that are blanked.
             random_speaker_mean: Whether a training utterance is less the mean over some of its speaker's other
                 recordings, where features are less a speaker's mean.
+            speaker_swap: Probability that the mean of a training utterance's speaker gives way to that of one of
+                `voices`.
+            voices: The speakers that are trained on.
             feature_size: Dimensions of a frame.
         """
         super().__init__(corpus, **how)
         self.targets, self.inputs = targets, inputs
         self.train_frames, self.max_frames = train_frames, max_frames
         self.modality_dropout, self.time_masks, self.frequency_masks = modality_dropout, time_masks, frequency_masks
-        self.random_speaker_mean = random_speaker_mean
+        self.random_speaker_mean, self.speaker_swap, self.voices = random_speaker_mean, speaker_swap, voices
         self.no_frames = torch.zeros(0, feature_size, dtype=torch.float16)
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
@@ -571,6 +581,8 @@ class TaskDataset(UtteranceDataset):
         has_text, has_audio = self.inputs != "audio", self.inputs != "text"
         of_speaker = generator if is_training and self.random_speaker_mean else None
         features = self.features.read(row, stored, of_speaker) if has_audio else self.no_frames
+        if is_training and has_audio and self.speaker_swap and (speaker := self.corpus.speakers[row]):
+            features = self._in_some_voice(features, speaker, generator)
         features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         if is_training:
             dice = torch.rand(2, generator=generator)
@@ -583,6 +595,12 @@ class TaskDataset(UtteranceDataset):
             "labels": torch.tensor(self.targets[row]),
             "rows": torch.tensor(row),
         }
+
+    def _in_some_voice(self, features: Tensor, speaker: str, generator: torch.Generator) -> Tensor:
+        other = self.voices[int(torch.randint(len(self.voices), (), generator=generator))]
+        if torch.rand((), generator=generator) >= self.speaker_swap:
+            return features
+        return rounded(features.float() + (self.features.mean_of(other) - self.features.mean_of(speaker)))
 
 
 PADDING: Mapping[str, float] = {"input_ids": 1, "labels": IGNORED}

@@ -301,7 +301,14 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         rows = {"train_rows": fold.train, "validation_rows": fold.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
         self.task, self.fold, self.protocol, self.targets, self.start = task, fold, protocol, targets, start
-        self.dataset = make_dataset(corpus, processor, config, targets, model.config, inputs=config.inputs)
+        voices = sorted({name for row in fold.train if (name := corpus.speakers[row])})
+        if config.speaker_swap and len(voices) < 2:
+            raise InputError(
+                f"speaker_swap: {fold.called} trains on {len(voices)} speakers that are named; leave it out"
+            )
+        self.dataset = make_dataset(
+            corpus, processor, config, targets, model.config, inputs=config.inputs, voices=voices
+        )
         self.truth = truth_of(task, corpus, targets, fold.validation) if len(fold.validation) else None
         self.class_weights = self._class_weights() if config.class_weights == "balanced" else None
         used = corpus.recordings[np.concatenate([fold.train, fold.validation])]
@@ -399,7 +406,9 @@ def make_dataset(
     architecture: CtalConfig,
     *,
     inputs: str,
+    voices: Sequence[str] = (),
 ) -> TaskDataset:
+    """`voices` are those who are trained on, where anything is."""
     longest = longest_window(processor, architecture)
     return TaskDataset(
         corpus,
@@ -411,6 +420,8 @@ def make_dataset(
         time_masks=config.time_masks,
         frequency_masks=config.frequency_masks,
         random_speaker_mean=config.random_speaker_mean,
+        speaker_swap=config.speaker_swap,
+        voices=voices,
         feature_size=processor.feature_extractor.feature_size,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
         features=corpus_features(corpus, processor.feature_extractor, cache_megabytes=config.cache_megabytes),
@@ -591,6 +602,9 @@ def check_features(task: Task, extractor: CtalFeatureExtractor, config: Finetune
             f"random_speaker_mean: the model's features are not less a speaker's mean (its cmvn is {extractor.cmvn}); "
             "pre-train with cmvn=speaker, or leave it out"
         )
+    if config.speaker_swap and (task.compares or extractor.is_by_speaker):
+        what = f"{task.name} is to tell them apart" if task.compares else "features are less it already (cmvn=speaker)"
+        raise InputError(f"speaker_swap: exchanges speakers' means, and {what}; leave it out")
 
 
 def check_folds(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, protocol: Protocol) -> None:

@@ -104,6 +104,10 @@ class FinetuneConfig(RunConfig):
     random_speaker_mean: bool = False
     """With `cmvn=speaker`: a training utterance is less the mean over a random number of its speaker's others, few as
     often as many, or over itself, so that a model wants fewer of them in use (docs/results.md)."""
+    speaker_swap: float = Field(0.0, ge=0, le=1)
+    """Share of training utterances in which their speaker's mean gives way to another training speaker's, so that more
+    voices are met than there are: for emotions of strangers, with few speakers (docs/results.md). Not with
+    `cmvn=speaker`."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` gives every emotion the same weight in the loss, however rare."""
     protocol: str = "auto"
