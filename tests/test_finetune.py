@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from conftest import BEYOND_THE_PAPER, NANO, CtalProcess, Labelled, losses, record
 from ctal import CtalConfig, CtalForSequenceClassification, CtalForXVector
 from ctal.audio import SAMPLING_RATE, load_audio
-from ctal.batching import EVALUATION, Corpus, Microbatch
+from ctal.batching import EVALUATION, Corpus, CorpusFeatures, Microbatch, rows_by_speaker
 from ctal.corpora import Utterance, get_corpus
 from ctal.errors import InputError
 from ctal.features import Cmvn
@@ -522,7 +522,9 @@ def test_the_reference_schedule_goes_up_and_down_and_the_cosine_falls_to_0() -> 
 # What is given to the model -----------------------------------------------------------------------------------------
 
 
-def dataset_of(labelled: Labelled, inputs: str = "both", voices: Sequence[str] = (), **fields: Any) -> Any:
+def dataset_of(
+    labelled: Labelled, inputs: str = "both", voices: dict[str, np.ndarray] | None = None, **fields: Any
+) -> Any:
     corpus = Corpus([Store(labelled.split)])
     config = make_config(FinetuneConfig, QUICK, fields)
     model = CtalForSequenceClassification.from_pretrained(labelled.pretrained)
@@ -773,35 +775,54 @@ def test_a_swapped_speakers_mean_is_one_of_the_training_speakers_and_none_is_swa
     labelled: Labelled, tmp_path: Path
 ) -> None:
     fixed = normalised_by(labelled, "fixed", tmp_path / "fixed")
-    plain, voices = dataset_of(fixed), ["s00", "s01", "s02"]
+    plain = dataset_of(fixed)
+    voices = {name: rows[:2] for name, rows in rows_by_speaker(plain.corpus, np.arange(12)).items()}
     always, sometimes = (dataset_of(fixed, voices=voices, speaker_swap=share) for share in (1.0, 0.5))
-    own = plain.corpus.speakers[0]
-    shifts = torch.stack([plain.features.mean_of(each) - plain.features.mean_of(own) for each in voices])
+    means = torch.stack([plain.features.of_speaker(rows).mean() for rows in voices.values()])
+    shifts = means - means[list(voices).index(plain.corpus.speakers[0])]
     before = plain.utterance(0, 0)["input_features"]
     chosen = set()
-    for epoch in range(20):
+    for epoch in range(60):
         after = always.utterance(0, epoch)["input_features"].float()
         distances = (after - before.float() - shifts[:, None]).abs().amax((1, 2))
         assert distances.min() < 0.01  # float16
         chosen.add(int(distances.argmin()))
-    assert chosen == {0, 1, 2}
+    assert chosen == set(range(len(voices)))
     unchanged = [torch.equal(sometimes.utterance(0, epoch)["input_features"], before) for epoch in range(20)]
     assert 0 < sum(unchanged) < 20
     assert torch.equal(*(each.utterance(0, EVALUATION)["input_features"] for each in (always, plain)))
 
 
+def test_voices_are_those_of_the_training_part_alone(
+    labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: set[int] = set()
+    original = CorpusFeatures.of_speaker
+
+    def spy(features: CorpusFeatures, rows: np.ndarray) -> Any:
+        heard.update(rows.tolist())
+        return original(features, rows)
+
+    monkeypatch.setattr(CorpusFeatures, "of_speaker", spy)
+    fixed = normalised_by(labelled, "fixed", tmp_path / "fixed")
+    run(fixed, tmp_path / "run", epochs=2, speaker_swap=1.0)
+    splits = np.array(Corpus([Store(labelled.split)]).splits)
+    assert heard == set(np.flatnonzero(splits == "train").tolist())
+
+
 def test_speakers_are_not_swapped_where_that_would_take_away_what_is_asked_or_changes_nothing(
     labelled: Labelled, tmp_path: Path
 ) -> None:
-    known = normalised_by(labelled, "speaker", tmp_path / "known")
-    assert "is to tell them apart" in refusal(lambda: run(labelled, tmp_path / "a", "verification", speaker_swap=0.5))
-    assert "cmvn=speaker" in refusal(lambda: run(known, tmp_path / "b", speaker_swap=0.5))
+    known, fixed = (normalised_by(labelled, cmvn, tmp_path / cmvn) for cmvn in ("speaker", "fixed"))
+    assert "is to tell apart" in refusal(lambda: run(fixed, tmp_path / "a", "verification", speaker_swap=0.5))
+    for start, cmvn in ((known, "speaker"), (labelled, "utterance")):
+        assert f"its cmvn is {cmvn}" in refusal(lambda start=start: run(start, tmp_path / "b", speaker_swap=0.5))
     lines = [json.loads(line) for line in labelled.store.with_suffix(".jsonl").read_text().splitlines()]
     lines = [{**line, "audio": str(labelled.store.parent / line["audio"]), "speaker": None} for line in lines]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prepare_store(get_corpus("manifest").prepare(tmp_path / "m.jsonl"), tmp_path / "store", corpus="one", workers=1)
     of_nobody = {"store": tmp_path / "store", "protocol": "5-fold", "speaker_swap": 0.5}
-    assert "trains on 0 speakers that are named" in refusal(lambda: run(labelled, tmp_path / "c", **of_nobody))
+    assert "trains on 0 speakers that are named" in refusal(lambda: run(fixed, tmp_path / "c", **of_nobody))
 
 
 def test_a_model_of_known_speakers_says_so_and_cannot_tell_speakers_apart(labelled: Labelled, tmp_path: Path) -> None:

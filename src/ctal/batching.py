@@ -326,13 +326,20 @@ class SpeakerFrames(NamedTuple):
         return (self.sums_RF[chosen].sum(0) / self.counts_R[chosen].sum()).float()
 
     def random_mean(self, row: int, own_mean_F: Tensor, generator: torch.Generator) -> Tensor:
-        """(F,) float32, over a random number of recordings other than `row`, few as often as many; `own_mean_F` for
-        none of them."""
+        """(F,) float32, over a random number of recordings other than `row`, whose logarithm is uniform; `own_mean_F`
+        for none of them."""
         others = np.flatnonzero(self.rows != row)
         count = int((len(others) + 2) ** float(torch.rand((), generator=generator))) - 1
         if not count:
             return own_mean_F
         return self.mean(others[torch.randperm(len(others), generator=generator)[:count].numpy()])
+
+
+def rows_by_speaker(corpus: Corpus, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Those of `rows` that each speaker who is named has, in their order; speakers by name."""
+    names, speaker_of = np.unique([corpus.speakers[row] or "" for row in rows], return_inverse=True)
+    parts = np.split(rows[np.argsort(speaker_of, kind="stable")], np.cumsum(np.bincount(speaker_of))[:-1])
+    return {name: part for name, part in zip(names.tolist(), parts, strict=False) if name}
 
 
 class CorpusFeatures:
@@ -358,7 +365,8 @@ class CorpusFeatures:
         self._stored = [open_features(store, analysis) for store in corpus.stores]
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
-        self._speakers: dict[str, SpeakerFrames] = {}
+        self._means: dict[str, Tensor] = {}
+        self._frames: dict[str, SpeakerFrames] = {}
 
     def read(self, row: int, stored: StoredUtterance, generator: torch.Generator | None = None) -> Tensor:
         """(T, F) float16 of the whole recording; with a `generator`, less the mean over some of the speaker's other
@@ -368,15 +376,25 @@ class CorpusFeatures:
             return features
         features, speaker = features.float(), self.corpus.speakers[row]
         mean_F = features.mean(0)
-        if speaker:
-            known = self._frames_of(speaker)
-            mean_F = known.random_mean(row, mean_F, generator) if generator else known.mean()
+        if speaker and generator:
+            if speaker not in self._frames:
+                self._frames[speaker] = self.of_speaker(self._rows_of[speaker])
+            mean_F = self._frames[speaker].random_mean(row, mean_F, generator)
+        elif speaker:
+            if speaker not in self._means:
+                self._means[speaker] = self.of_speaker(self._rows_of[speaker]).mean()
+            mean_F = self._means[speaker]
         return rounded(features - mean_F)
 
-    def mean_of(self, speaker: str) -> Tensor:
-        """(F,) float32, over what the corpus has of the speaker, at most `SPEAKER_FRAMES`, before anything is taken
-        away."""
-        return self._frames_of(speaker).mean()
+    def of_speaker(self, rows: np.ndarray) -> SpeakerFrames:
+        """What a speaker's mean is taken over, before anything is taken away: all of the speaker's `rows`, or as many
+        of them as `SPEAKER_FRAMES` wants."""
+        wanted = math.ceil(SPEAKER_FRAMES / self.corpus.frames[rows].mean())
+        # Evenly over all that there are, since a store may have them in the order of their labels.
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
+        recordings = [self._as_extracted(row, self.corpus.read(row)) for row in rows.tolist()]
+        sums_RF = torch.stack([features.double().sum(0) for features in recordings])
+        return SpeakerFrames(rows, sums_RF, torch.tensor([len(each) for each in recordings]))
 
     def notes(self) -> list[str]:
         """What the user should know of where they come from."""
@@ -406,23 +424,9 @@ class CorpusFeatures:
             self._cache_bytes_left -= features.nbytes
         return features
 
-    def _frames_of(self, speaker: str) -> SpeakerFrames:
-        if speaker not in self._speakers:
-            rows = self._rows_of[speaker]
-            wanted = math.ceil(SPEAKER_FRAMES / self.corpus.frames[rows].mean())
-            # Evenly over all that there are, since a store may have them in the order of their labels.
-            rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
-            recordings = [self._as_extracted(row, self.corpus.read(row)) for row in rows.tolist()]
-            sums_RF = torch.stack([features.double().sum(0) for features in recordings])
-            self._speakers[speaker] = SpeakerFrames(rows, sums_RF, torch.tensor([len(each) for each in recordings]))
-        return self._speakers[speaker]
-
     @cached_property
     def _rows_of(self) -> dict[str, np.ndarray]:
-        names, speaker_of = np.unique([speaker or "" for speaker in self.corpus.speakers], return_inverse=True)
-        order = np.argsort(speaker_of, kind="stable")
-        parts = np.split(order, np.cumsum(np.bincount(speaker_of))[:-1])
-        return dict(zip(names.tolist(), parts, strict=True))
+        return rows_by_speaker(self.corpus, np.arange(len(self.corpus)))
 
 
 class UtteranceDataset(Dataset):
@@ -545,7 +549,7 @@ class TaskDataset(UtteranceDataset):
         frequency_masks: int,
         random_speaker_mean: bool,
         speaker_swap: float,
-        voices: Sequence[str],
+        voices: Mapping[str, np.ndarray],
         feature_size: int,
         **how: Any,
     ) -> None:
@@ -563,7 +567,7 @@ class TaskDataset(UtteranceDataset):
                 recordings, where features are less a speaker's mean.
             speaker_swap: Probability that the mean of a training utterance's speaker gives way to that of one of
                 `voices`.
-            voices: The speakers that are trained on.
+            voices: Speakers that are trained on, and the rows of each that are.
             feature_size: Dimensions of a frame.
         """
         super().__init__(corpus, **how)
@@ -571,6 +575,7 @@ class TaskDataset(UtteranceDataset):
         self.train_frames, self.max_frames = train_frames, max_frames
         self.modality_dropout, self.time_masks, self.frequency_masks = modality_dropout, time_masks, frequency_masks
         self.random_speaker_mean, self.speaker_swap, self.voices = random_speaker_mean, speaker_swap, voices
+        self._names, self._means = list(voices), dict[str, Tensor]()
         self.no_frames = torch.zeros(0, feature_size, dtype=torch.float16)
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
@@ -597,10 +602,12 @@ class TaskDataset(UtteranceDataset):
         }
 
     def _in_some_voice(self, features: Tensor, speaker: str, generator: torch.Generator) -> Tensor:
-        other = self.voices[int(torch.randint(len(self.voices), (), generator=generator))]
+        other = self._names[int(torch.randint(len(self._names), (), generator=generator))]
         if torch.rand((), generator=generator) >= self.speaker_swap:
             return features
-        return rounded(features.float() + (self.features.mean_of(other) - self.features.mean_of(speaker)))
+        for name in {speaker, other} - self._means.keys():
+            self._means[name] = self.features.of_speaker(self.voices[name]).mean()
+        return rounded(features.float() + (self._means[other] - self._means[speaker]))
 
 
 PADDING: Mapping[str, float] = {"input_ids": 1, "labels": IGNORED}

@@ -31,7 +31,7 @@ from accelerate.utils import reduce as reduce_over_ranks
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from ctal.batching import Corpus, Modality, TaskDataset, load
+from ctal.batching import Corpus, Modality, TaskDataset, load, rows_by_speaker
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
@@ -301,11 +301,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         rows = {"train_rows": fold.train, "validation_rows": fold.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
         self.task, self.fold, self.protocol, self.targets, self.start = task, fold, protocol, targets, start
-        voices = sorted({name for row in fold.train if (name := corpus.speakers[row])})
-        if config.speaker_swap and len(voices) < 2:
-            raise InputError(
-                f"speaker_swap: {fold.called} trains on {len(voices)} speakers that are named; leave it out"
-            )
+        voices = rows_by_speaker(corpus, fold.train)
         self.dataset = make_dataset(
             corpus, processor, config, targets, model.config, inputs=config.inputs, voices=voices
         )
@@ -406,9 +402,9 @@ def make_dataset(
     architecture: CtalConfig,
     *,
     inputs: str,
-    voices: Sequence[str] = (),
+    voices: Mapping[str, np.ndarray] | None = None,
 ) -> TaskDataset:
-    """`voices` are those who are trained on, where anything is."""
+    """`voices` are those who are trained on, where anything is, and their rows."""
     longest = longest_window(processor, architecture)
     return TaskDataset(
         corpus,
@@ -421,7 +417,7 @@ def make_dataset(
         frequency_masks=config.frequency_masks,
         random_speaker_mean=config.random_speaker_mean,
         speaker_swap=config.speaker_swap,
-        voices=voices,
+        voices=voices or {},
         feature_size=processor.feature_extractor.feature_size,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
         features=corpus_features(corpus, processor.feature_extractor, cache_megabytes=config.cache_megabytes),
@@ -602,14 +598,22 @@ def check_features(task: Task, extractor: CtalFeatureExtractor, config: Finetune
             f"random_speaker_mean: the model's features are not less a speaker's mean (its cmvn is {extractor.cmvn}); "
             "pre-train with cmvn=speaker, or leave it out"
         )
-    if config.speaker_swap and (task.compares or extractor.is_by_speaker):
-        what = f"{task.name} is to tell them apart" if task.compares else "features are less it already (cmvn=speaker)"
-        raise InputError(f"speaker_swap: exchanges speakers' means, and {what}; leave it out")
+    if config.speaker_swap and task.compares:
+        raise InputError(f"speaker_swap: exchanges what {task.name} is to tell apart; leave it out")
+    if config.speaker_swap and extractor.cmvn not in ("fixed", "level"):
+        raise InputError(
+            f"speaker_swap: exchanges speakers' means, which the model's features have lost (its cmvn is "
+            f"{extractor.cmvn}); pre-train with cmvn=fixed or level, or leave it out"
+        )
 
 
 def check_folds(task: Task, corpus: Corpus, targets: Targets, config: FinetuneConfig, protocol: Protocol) -> None:
-    """Raises `InputError` where a part has no pairs of both kinds, or nothing but neutral sentiment."""
+    """Raises `InputError` where a part has no pairs of both kinds, nothing but neutral sentiment, or no speakers to
+    swap."""
     for fold in protocol.folds:
+        voices = len(rows_by_speaker(corpus, fold.train)) if config.speaker_swap else 2
+        if voices < 2:
+            raise InputError(f"speaker_swap: {fold.called} trains on {voices} speakers that are named; leave it out")
         speakers = len({corpus.speakers[row] for row in fold.test} - {None})
         if task.compares and config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:
             raise InputError(

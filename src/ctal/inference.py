@@ -226,10 +226,8 @@ def _task_of(model: CtalForSequenceClassification | CtalForXVector) -> Task:
     return "sentiment" if model.config.problem_type == "regression" else "emotion"
 
 
-def of_a_stranger(loaded: TaskModel | PretrainedModel) -> str | None:
-    """What to know of what a model says without other recordings of the speaker; nothing where it wants none."""
-    if loaded.reads == "text" or not loaded.processor.feature_extractor.is_by_speaker:
-        return None
+def of_a_stranger(loaded: TaskModel | PretrainedModel) -> str:
+    """What to know of what a model with `cmvn=speaker` says without other recordings of the speaker."""
     if loaded.run.get("config", {}).get("random_speaker_mean"):
         return "the model hears this recording of the speaker alone; with a few others it is surer"
     return "the model wants ten or more recordings of the speaker, and hears this one alone: do not rely on it"
@@ -537,8 +535,8 @@ class Pipeline(Generic[ResultT]):
         if self._reads != "text":
             spans = cut_windows(wave, self._loaded.max_frames, self._extractor.feature_type)
         processor = self._loaded.processor
-        if self._extractor.speaker_mean is None and (stranger := of_a_stranger(self._loaded)):
-            notes.append(stranger)
+        if self._reads != "text" and self._extractor.is_by_speaker and self._extractor.speaker_mean is None:
+            notes.append(of_a_stranger(self._loaded))
             if len(spans) > 1:
                 known = self._extractor.for_speaker([wave], SAMPLING_RATE)
                 processor = CtalProcessor(known, processor.tokenizer)
@@ -686,8 +684,8 @@ def pipeline(
             less exact; what they cost stands in docs/performance.md.
         speaker: For a model that normalises by the speaker (`cmvn=speaker`): recordings of the one who speaks in all
             that the pipeline will hear, these too if you like; samples as a `Recording`, which has their rate. The
-            more, the better, and fewer than ten are few (docs/results.md); which cannot be used stands in
-            `Pipeline.unusable` and in every result's notes.
+            more, the better, and fewer than ten are few, unless the model was trained with `random_speaker_mean`
+            (docs/results.md); which cannot be used stands in `Pipeline.unusable` and in every result's notes.
 
     Raises:
         InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision; no

@@ -102,12 +102,11 @@ class FinetuneConfig(RunConfig):
     frequency_masks: int = Field(0, ge=0)
     """Bands of at most 12 of 80 mel channels that are blanked in a training utterance."""
     random_speaker_mean: bool = False
-    """With `cmvn=speaker`: a training utterance is less the mean over a random number of its speaker's others, few as
-    often as many, or over itself, so that a model wants fewer of them in use (docs/results.md)."""
+    """With `cmvn=speaker`: a training utterance is less the mean over a random number of the speaker's other recordings
+    (few more often than many), or over itself, so that few are enough in use (docs/results.md)."""
     speaker_swap: float = Field(0.0, ge=0, le=1)
-    """Share of training utterances in which their speaker's mean gives way to another training speaker's, so that more
-    voices are met than there are: for emotions of strangers, with few speakers (docs/results.md). Not with
-    `cmvn=speaker`."""
+    """Share of training utterances in which their speaker's mean gives way to that of any training speaker, so that
+    more voices are met than there are: for emotions of few speakers, with `cmvn=fixed` or `level` (docs/results.md)."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` gives every emotion the same weight in the loss, however rare."""
     protocol: str = "auto"

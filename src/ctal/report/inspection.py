@@ -162,8 +162,8 @@ def _first_window(loaded: Model, wave: np.ndarray, text: str | None) -> _Window:
 def _notes(loaded: Model, text: str | None, window: _Window) -> list[str]:
     notes = []
     seconds, tokenizer = len(window.recording) / SAMPLING_RATE, loaded.processor.tokenizer
-    if stranger := of_a_stranger(loaded):
-        notes.append(stranger)
+    if loaded.processor.feature_extractor.is_by_speaker and loaded.reads != "text":
+        notes.append(of_a_stranger(loaded))
     if not window.recording.any():
         notes.append("the recording is digital silence: there is nothing to hear")
     if window.windows > 1:
