@@ -602,6 +602,7 @@ class TaskDataset(UtteranceDataset):
         }
 
     def _in_some_voice(self, features: Tensor, speaker: str, generator: torch.Generator) -> Tensor:
+        """(T, F), whose mean over the speaker's recordings gives way, now and then, to that over another's."""
         other = self._names[int(torch.randint(len(self._names), (), generator=generator))]
         if torch.rand((), generator=generator) >= self.speaker_swap:
             return features

@@ -301,7 +301,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         rows = {"train_rows": fold.train, "validation_rows": fold.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
         self.task, self.fold, self.protocol, self.targets, self.start = task, fold, protocol, targets, start
-        voices = rows_by_speaker(corpus, fold.train)
+        voices = rows_by_speaker(corpus, fold.train) if config.speaker_swap else None
         self.dataset = make_dataset(
             corpus, processor, config, targets, model.config, inputs=config.inputs, voices=voices
         )
