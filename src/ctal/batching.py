@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ctal.audio import load_audio
 from ctal.errors import InputError
+from ctal.features import FrameSums
 from ctal.masking import IGNORED, MaskingConfig, mask_blocks, mask_frames, mask_tokens
 from ctal.store import Store, StoredUtterance
 from ctal.stored_features import Extract, open_features, other_analyses, rounded
@@ -311,37 +312,6 @@ SPEAKER_FRAMES = 24_000
 every process that makes batches takes it anew."""
 
 
-class SpeakerFrames(NamedTuple):
-    """What a speaker's mean is taken over: R recordings, of F dimensions a frame."""
-
-    rows: np.ndarray
-    """(R,) of the corpus."""
-    sums_RF: Tensor
-    """Over the frames of each, float64."""
-    counts_R: Tensor
-    """Frames of each."""
-
-    def mean(self, chosen: np.ndarray | slice = slice(None)) -> Tensor:
-        """(F,) float32, over all frames of all recordings, or of those at some places."""
-        return (self.sums_RF[chosen].sum(0) / self.counts_R[chosen].sum()).float()
-
-    def random_mean(self, row: int, own_mean_F: Tensor, generator: torch.Generator) -> Tensor:
-        """(F,) float32, over a random number of recordings other than `row`, whose logarithm is uniform; `own_mean_F`
-        for none of them."""
-        others = np.flatnonzero(self.rows != row)
-        count = int((len(others) + 2) ** float(torch.rand((), generator=generator))) - 1
-        if not count:
-            return own_mean_F
-        return self.mean(others[torch.randperm(len(others), generator=generator)[:count].numpy()])
-
-
-def rows_by_speaker(corpus: Corpus, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Those of `rows` that each speaker who is named has, in their order; speakers by name."""
-    names, speaker_of = np.unique([corpus.speakers[row] or "" for row in rows], return_inverse=True)
-    parts = np.split(rows[np.argsort(speaker_of, kind="stable")], np.cumsum(np.bincount(speaker_of))[:-1])
-    return {name: part for name, part in zip(names.tolist(), parts, strict=False) if name}
-
-
 class CorpusFeatures:
     """The features of a corpus's recordings; lives in the loader's workers.
 
@@ -356,45 +326,68 @@ class CorpusFeatures:
         extract: Extract,
         analysis: str,
         less_speaker_mean: bool = False,
+        mean_rows: np.ndarray | None = None,
         cache_bytes: int = 0,
     ) -> None:
         """`less_speaker_mean` takes away the mean over what the corpus has of the speaker, at most `SPEAKER_FRAMES`, or
-        over the recording where its speaker is not known."""
+        over the recording where its speaker is not known. Speakers' means are over `mean_rows` alone where they are
+        given."""
         self.corpus, self.extract, self.analysis = corpus, extract, analysis
-        self.less_speaker_mean = less_speaker_mean
+        self.less_speaker_mean, self.mean_rows = less_speaker_mean, mean_rows
         self._stored = [open_features(store, analysis) for store in corpus.stores]
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
         self._means: dict[str, Tensor] = {}
-        self._frames: dict[str, SpeakerFrames] = {}
+        self._sums: dict[str, FrameSums] = {}
 
     def read(self, row: int, stored: StoredUtterance, generator: torch.Generator | None = None) -> Tensor:
-        """(T, F) float16 of the whole recording; with a `generator`, less the mean over some of the speaker's other
-        recordings (`SpeakerFrames.random_mean`) where it would be that over all."""
+        """(T, F) float16 of the whole recording; with a `generator`, less the mean over a random number of the
+        speaker's other recordings, or over itself, where it would be that over all."""
         features = self._as_extracted(row, stored)
         if not self.less_speaker_mean:
             return features
-        features, speaker = features.float(), self.corpus.speakers[row]
-        mean_F = features.mean(0)
-        if speaker and generator:
-            if speaker not in self._frames:
-                self._frames[speaker] = self.of_speaker(self._rows_of[speaker])
-            mean_F = self._frames[speaker].random_mean(row, mean_F, generator)
-        elif speaker:
-            if speaker not in self._means:
-                self._means[speaker] = self.of_speaker(self._rows_of[speaker]).mean()
-            mean_F = self._means[speaker]
-        return rounded(features - mean_F)
+        mean_F = None
+        if speaker := self.corpus.speakers[row]:
+            mean_F = self._random_mean(speaker, row, generator) if generator else self.mean_of(speaker)
+        features = features.float()
+        return rounded(features - (features.mean(0) if mean_F is None else mean_F))
 
-    def of_speaker(self, rows: np.ndarray) -> SpeakerFrames:
-        """What a speaker's mean is taken over, before anything is taken away: all of the speaker's `rows`, or as many
-        of them as `SPEAKER_FRAMES` wants."""
+    @cached_property
+    def speaker_rows(self) -> dict[str, np.ndarray]:
+        """The rows over which the mean of each speaker who is named is taken: all, or as many as `SPEAKER_FRAMES`
+        wants; speakers by name."""
+        rows = np.arange(len(self.corpus)) if self.mean_rows is None else self.mean_rows
+        names, speaker_of = np.unique([self.corpus.speakers[row] or "" for row in rows], return_inverse=True)
+        parts = np.split(rows[np.argsort(speaker_of, kind="stable")], np.cumsum(np.bincount(speaker_of))[:-1])
+        return {name: self._enough_of(part) for name, part in zip(names.tolist(), parts, strict=True) if name}
+
+    def _enough_of(self, rows: np.ndarray) -> np.ndarray:
         wanted = math.ceil(SPEAKER_FRAMES / self.corpus.frames[rows].mean())
         # Evenly over all that there are, since a store may have them in the order of their labels.
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
-        recordings = [self._as_extracted(row, self.corpus.read(row)) for row in rows.tolist()]
-        sums_RF = torch.stack([features.double().sum(0) for features in recordings])
-        return SpeakerFrames(rows, sums_RF, torch.tensor([len(each) for each in recordings]))
+        return rows[np.linspace(0, len(rows) - 1, min(len(rows), wanted)).round().astype(int)]
+
+    def mean_of(self, speaker: str) -> Tensor:
+        """(F,) float32, over the frames of the speaker's recordings, before anything is taken away from them."""
+        if speaker not in self._means:
+            self._means[speaker] = self._sums_of(speaker).mean()
+        return self._means[speaker]
+
+    def _random_mean(self, speaker: str, row: int, generator: torch.Generator) -> Tensor | None:
+        """(F,) float32, over a random number, whose logarithm is uniform, of the speaker's recordings other than `row`;
+        None over none."""
+        if speaker not in self._sums:
+            self._sums[speaker] = self._sums_of(speaker)
+        others = np.flatnonzero(self.speaker_rows[speaker] != row)
+        count = int((len(others) + 2) ** float(torch.rand((), generator=generator))) - 1
+        if not count:
+            return None
+        return self._sums[speaker].mean(others[torch.randperm(len(others), generator=generator)[:count].numpy()])
+
+    def _sums_of(self, speaker: str) -> FrameSums:
+        rows = self.speaker_rows[speaker].tolist()
+        sums = FrameSums.of(self._as_extracted(row, self.corpus.read(row)) for row in rows)
+        assert sums is not None
+        return sums
 
     def notes(self) -> list[str]:
         """What the user should know of where they come from."""
@@ -423,10 +416,6 @@ class CorpusFeatures:
             self._cache[row] = features
             self._cache_bytes_left -= features.nbytes
         return features
-
-    @cached_property
-    def _rows_of(self) -> dict[str, np.ndarray]:
-        return rows_by_speaker(self.corpus, np.arange(len(self.corpus)))
 
 
 class UtteranceDataset(Dataset):
@@ -549,7 +538,6 @@ class TaskDataset(UtteranceDataset):
         frequency_masks: int,
         random_speaker_mean: bool,
         speaker_swap: float,
-        voices: Mapping[str, np.ndarray],
         feature_size: int,
         **how: Any,
     ) -> None:
@@ -565,17 +553,15 @@ class TaskDataset(UtteranceDataset):
             frequency_masks: Bands of a training utterance that are blanked.
             random_speaker_mean: Whether a training utterance is less the mean over some of its speaker's other
                 recordings, where features are less a speaker's mean.
-            speaker_swap: Probability that the mean of a training utterance's speaker gives way to that of one of
-                `voices`.
-            voices: Speakers that are trained on, and the rows of each that are.
+            speaker_swap: Probability that the mean of a training utterance's speaker gives way to that of any whose
+                mean `features` has.
             feature_size: Dimensions of a frame.
         """
         super().__init__(corpus, **how)
         self.targets, self.inputs = targets, inputs
         self.train_frames, self.max_frames = train_frames, max_frames
         self.modality_dropout, self.time_masks, self.frequency_masks = modality_dropout, time_masks, frequency_masks
-        self.random_speaker_mean, self.speaker_swap, self.voices = random_speaker_mean, speaker_swap, voices
-        self._names, self._means = list(voices), dict[str, Tensor]()
+        self.random_speaker_mean, self.speaker_swap = random_speaker_mean, speaker_swap
         self.no_frames = torch.zeros(0, feature_size, dtype=torch.float16)
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
@@ -603,12 +589,11 @@ class TaskDataset(UtteranceDataset):
 
     def _in_some_voice(self, features: Tensor, speaker: str, generator: torch.Generator) -> Tensor:
         """(T, F), whose mean over the speaker's recordings gives way, now and then, to that over another's."""
-        other = self._names[int(torch.randint(len(self._names), (), generator=generator))]
+        voices = list(self.features.speaker_rows)
+        other = voices[int(torch.randint(len(voices), (), generator=generator))]
         if torch.rand((), generator=generator) >= self.speaker_swap:
             return features
-        for name in {speaker, other} - self._means.keys():
-            self._means[name] = self.features.of_speaker(self.voices[name]).mean()
-        return rounded(features.float() + (self._means[other] - self._means[speaker]))
+        return rounded(features.float() + (self.features.mean_of(other) - self.features.mean_of(speaker)))
 
 
 PADDING: Mapping[str, float] = {"input_ids": 1, "labels": IGNORED}

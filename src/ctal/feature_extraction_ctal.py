@@ -18,10 +18,10 @@ from ctal.features import (
     NUM_MEL,
     Cmvn,
     DeltaOrder,
+    FrameSums,
     extract_features,
     extract_features_batch,
     feature_size,
-    mean_of_frames,
 )
 
 Wave = np.ndarray | Tensor | Sequence[float]
@@ -172,14 +172,14 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
                 f"recordings of the speaker: the model does not normalise by them (its cmvn is {self.cmvn}); give none"
             )
         options = self.uncentred._options()
-        mean_D = mean_of_frames(
+        sums = FrameSums.of(
             extract_features(self._checked(recording, rate, f"recording {number} of the speaker"), **options)
             for number, recording in enumerate(recordings)
         )
-        if mean_D is None:
+        if sums is None:
             raise InputError("recordings of the speaker: none is given; give at least one")
         other = copy(self)
-        other.speaker_mean = mean_D
+        other.speaker_mean = sums.mean()
         return other
 
     def _options(self) -> dict[str, Any]:

@@ -232,12 +232,26 @@ def _mean_over_time(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     return (features_BTD * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
 
 
-def mean_of_frames(utterances: Iterable[Tensor]) -> Tensor | None:
-    """(D,) float32 on the CPU, over the frames of all utterances, each (T, D); None where there is no frame."""
-    total, count = torch.zeros(()), 0
-    for features_TD in utterances:
-        total, count = total + features_TD.double().sum(0).cpu(), count + len(features_TD)
-    return (total / count).float() if count else None
+class FrameSums(NamedTuple):
+    """Of R utterances, on the CPU, so that a mean over the frames of some of them is at hand."""
+
+    sums_RD: Tensor
+    """Float64."""
+    counts_R: Tensor
+    """Frames of each."""
+
+    @classmethod
+    def of(cls, utterances: Iterable[Tensor]) -> FrameSums | None:
+        """Of utterances (T, D) each, one after the other; None where there is none."""
+        parts = [(features_TD.double().sum(0).cpu(), len(features_TD)) for features_TD in utterances]
+        if not parts:
+            return None
+        sums, counts = zip(*parts, strict=True)
+        return cls(torch.stack(sums), torch.tensor(counts))
+
+    def mean(self, chosen: np.ndarray | slice = slice(None)) -> Tensor:
+        """(D,) float32, over all frames of all utterances, or of those at some places."""
+        return (self.sums_RD[chosen].sum(0) / self.counts_R[chosen].sum()).float()
 
 
 def standardize(features_BTD: Tensor, feature_type: FeatureType, delta_order: DeltaOrder) -> Tensor:

@@ -31,7 +31,7 @@ from accelerate.utils import reduce as reduce_over_ranks
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from ctal.batching import Corpus, Modality, TaskDataset, load, rows_by_speaker
+from ctal.batching import Corpus, Modality, TaskDataset, load
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
@@ -301,10 +301,9 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         rows = {"train_rows": fold.train, "validation_rows": fold.validation}
         super().__init__(model, processor, corpus, config, **rows, max_frames=max_frames)
         self.task, self.fold, self.protocol, self.targets, self.start = task, fold, protocol, targets, start
-        voices = rows_by_speaker(corpus, fold.train) if config.speaker_swap else None
-        self.dataset = make_dataset(
-            corpus, processor, config, targets, model.config, inputs=config.inputs, voices=voices
-        )
+        # Of those who are swapped in, nothing is heard that is not trained on.
+        how = {"inputs": config.inputs, "mean_rows": fold.train if config.speaker_swap else None}
+        self.dataset = make_dataset(corpus, processor, config, targets, model.config, **how)
         self.truth = truth_of(task, corpus, targets, fold.validation) if len(fold.validation) else None
         self.class_weights = self._class_weights() if config.class_weights == "balanced" else None
         used = corpus.recordings[np.concatenate([fold.train, fold.validation])]
@@ -402,9 +401,10 @@ def make_dataset(
     architecture: CtalConfig,
     *,
     inputs: str,
-    voices: Mapping[str, np.ndarray] | None = None,
+    mean_rows: np.ndarray | None = None,
 ) -> TaskDataset:
-    """`voices` are those who are trained on, where anything is, and their rows."""
+    """`mean_rows` are those over which speakers' means are taken, if not all."""
+    extractor = processor.feature_extractor
     longest = longest_window(processor, architecture)
     return TaskDataset(
         corpus,
@@ -417,10 +417,9 @@ def make_dataset(
         frequency_masks=config.frequency_masks,
         random_speaker_mean=config.random_speaker_mean,
         speaker_swap=config.speaker_swap,
-        voices=voices or {},
-        feature_size=processor.feature_extractor.feature_size,
+        feature_size=extractor.feature_size,
         encode=partial(encode_transcript, tokenizer=processor.tokenizer),
-        features=corpus_features(corpus, processor.feature_extractor, cache_megabytes=config.cache_megabytes),
+        features=corpus_features(corpus, extractor, mean_rows=mean_rows, cache_megabytes=config.cache_megabytes),
         seed=config.seed,
     )
 
@@ -611,8 +610,8 @@ def check_folds(task: Task, corpus: Corpus, targets: Targets, config: FinetuneCo
     """Raises `InputError` where a part has no pairs of both kinds, nothing but neutral sentiment, or no speakers to
     swap."""
     for fold in protocol.folds:
-        voices = len(rows_by_speaker(corpus, fold.train)) if config.speaker_swap else 2
-        if voices < 2:
+        voices = len({name for row in fold.train if (name := corpus.speakers[row])})
+        if config.speaker_swap and voices < 2:
             raise InputError(f"speaker_swap: {fold.called} trains on {voices} speakers that are named; leave it out")
         speakers = len({corpus.speakers[row] for row in fold.test} - {None})
         if task.compares and config.protocol == "ge2e" and speakers < GE2E_SPEAKERS:

@@ -110,14 +110,22 @@ def refuse_some_of(model: Path, run: Mapping[str, Any], corpus: Corpus) -> None:
     )
 
 
-def corpus_features(corpus: Corpus, extractor: CtalFeatureExtractor, *, cache_megabytes: int = 0) -> CorpusFeatures:
-    """The features of `corpus` as `extractor` has them, with the speakers' means where it wants those."""
+def corpus_features(
+    corpus: Corpus,
+    extractor: CtalFeatureExtractor,
+    *,
+    mean_rows: np.ndarray | None = None,
+    cache_megabytes: int = 0,
+) -> CorpusFeatures:
+    """The features of `corpus` as `extractor` has them, with the speakers' means where it wants those, over `mean_rows`
+    or all."""
     source = extractor.uncentred
     return CorpusFeatures(
         corpus,
         extract=source.features,
         analysis=source.analysis,
         less_speaker_mean=extractor.is_by_speaker,
+        mean_rows=mean_rows,
         cache_bytes=cache_megabytes * 2**20,
     )
 
