@@ -436,6 +436,11 @@ def test_predict_takes_a_text_or_a_table_of_transcripts(ctal: Cli, models: Path,
     rows = lines_of(ctal("predict", sound / "0.wav", sound / "3.wav", "--transcripts", table, *fixed))
     assert [row["text"] for row in rows] == [None, "world"]
 
+    listed = lines_of(ctal("predict", table, sound / "0.wav", *fixed))
+    assert [(Path(row["audio"]).name, row["text"]) for row in listed] == [("3.wav", "world"), ("0.wav", "hello world")]
+    (tmp_path / "labels.csv").write_text("file,emotion\na.wav,angry\n")
+    assert "no column 'audio'" in refusal(ctal("predict", tmp_path / "labels.csv", *fixed))
+
     assert refusal(ctal("predict", sound, "--text", "a", *fixed)).startswith("--text is the transcript of one")
     other = refusal(ctal("predict", sound / "0.wav", "--transcripts", table, *fixed))
     assert other.startswith(f"{table}: names none of the recordings")

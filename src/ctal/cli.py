@@ -385,12 +385,18 @@ PrecisionOption = Annotated[
 
 @app.command()
 def predict(
-    audio: Annotated[list[Path], typer.Argument(metavar="AUDIO...", help="Recordings, or folders of them.")],
+    audio: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="AUDIO...",
+            help="Recordings, folders of them, or manifests: .csv, .tsv or .jsonl with `audio` and, if known, `text`.",
+        ),
+    ],
     model: TaskModelOption,
     text: Annotated[str | None, typer.Option(help="The transcript of a single recording.")] = None,
     transcripts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Transcripts: .csv, .tsv or .jsonl with `audio` (from FILE on) and `text`."),
+        typer.Option(metavar="FILE", help="A manifest with the transcripts of AUDIO, instead of those beside them."),
     ] = None,
     asr: Annotated[
         str | None,
@@ -408,9 +414,10 @@ def predict(
 ) -> None:
     """Predict the emotion or sentiment of recordings; with a verification model, `--json` gives embeddings.
 
-    The transcript of x.wav is x.txt beside it, unless `--text` or `--transcripts` is given; without one the model hears
-    the audio alone, and the result says so. Long recordings are cut at pauses, and their windows averaged. A recording
-    that cannot be used is named in one line, the others are done, and the exit code is 2.
+    The transcript of x.wav is x.txt beside it, or what the manifest says that lists it, unless `--text` or
+    `--transcripts` is given; without one the model hears the audio alone, and the result says so. Long recordings are
+    cut at pauses, and their windows averaged. A recording that cannot be used is named in one line, the others are
+    done, and the exit code is 2.
 
     A model that was pre-trained with `--set cmvn=speaker` hears how someone differs from how they always sound: give it
     ten or more recordings of them with `--speaker`, in various moods; those to be judged may be among them. If it was

@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, checked_rate, load_audio, num_frames, resample
 from ctal.corpora import folder as recordings_folder
-from ctal.corpora import manifest as transcripts_manifest
+from ctal.corpora import manifest as recordings_manifest
 from ctal.errors import InputError, did_you_mean
 from ctal.model_folders import architecture_of, load_whole
 from ctal.modeling_ctal import (
@@ -708,10 +708,11 @@ def pipeline(
 def find_recordings(
     paths: Iterable[Path], *, text: str | None = None, transcripts: Path | None = None
 ) -> list[Recording]:
-    """Files, and all recordings in folders as `ctal prepare folder` finds them, in that order.
+    """Files, recordings in folders as `ctal prepare folder` finds them, and those that manifests list, in that order.
 
     The transcript of x.wav is `text`, for a single file; else what the manifest `transcripts` (CSV, TSV or JSON lines
-    with `audio` and `text`, as for `ctal prepare manifest`) has for it; without a manifest, x.txt beside it. Raises
+    with `audio` and `text`, as for `ctal prepare manifest`) has for it; without one, what the manifest has that lists
+    it, or x.txt beside it. Raises
     `InputError` for a path that is missing, a folder without recordings, a `text` for several recordings, and a
     manifest that has none of them.
     """
@@ -723,6 +724,8 @@ def find_recordings(
             # The corpus also yields transcripts without a recording, as NAME.*; here nobody asked for those.
             listed = (each for each in recordings_folder.prepare(path) if each.audio.suffix != ".*")
             found.extend((each.audio, each.text) for each in listed)
+        elif path.is_file() and path.suffix.lower() in recordings_manifest.SUFFIXES:
+            found.extend((each.audio, each.text) for each in recordings_manifest.prepare(path))
         elif path.exists():
             found.append((path, None if text or transcripts else recordings_folder.transcript_beside(path)))
         else:
@@ -732,7 +735,7 @@ def find_recordings(
     if text is not None:
         found = [(path, text) for path, _ in found]
     elif transcripts:
-        known = {each.audio.resolve(): each.text for each in transcripts_manifest.prepare(transcripts)}
+        known = {each.audio.resolve(): each.text for each in recordings_manifest.prepare(transcripts)}
         found = [(path, known.get(path.resolve())) for path, _ in found]
         if not any(path.resolve() in known for path, _ in found):
             raise InputError(f"{transcripts}: names none of the recordings; its paths are relative to its own folder")

@@ -17,6 +17,7 @@ from ctal.corpora import Corpus, Utterance
 from ctal.corpora.reading import SPLITS, csv_rows
 from ctal.errors import InputError, did_you_mean
 
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _COLUMNS = ("audio", "id", "text", "speaker", "split", "labels", "emotion", "sentiment")
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,12 @@ def prepare(manifest: Path) -> Iterator[Utterance]:
     if not manifest.is_file():
         raise InputError(f"{manifest}: no such file; name a manifest (.csv, .tsv or .jsonl)")
     suffix = manifest.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        lines = _json_lines(manifest)
-    elif suffix in (".csv", ".tsv"):
+    if suffix not in SUFFIXES:
+        raise InputError(f"{manifest}: what kind of manifest is this? Its name must end in .csv, .tsv or .jsonl")
+    if suffix in (".csv", ".tsv"):
         lines = _csv_lines(manifest, "," if suffix == ".csv" else "\t")
     else:
-        raise InputError(f"{manifest}: what kind of manifest is this? Its name must end in .csv, .tsv or .jsonl")
+        lines = _json_lines(manifest)
     unused: dict[str, None] = {}
     empty = True
     try:
