@@ -116,13 +116,14 @@ class StoredUtterance:
     speaker: str | None
     split: str | None
     labels: dict[str, str | float]
-    _audio: pa.LargeBinaryScalar = field(repr=False)
+    _audio: pa.LargeBinaryArray = field(repr=False)
+    """Of length 1: an array's element would be a copy already."""
 
     @property
     def audio(self) -> bytes:
         """An encoded sound file, for `ctal.audio.load_audio`; copied out of the map (20 µs for 15 s of FLAC, against
         5 ms to decode it) when it is asked for, so that who has features at hand does not read it."""
-        return self._audio.as_py()
+        return self._audio[0].as_py()
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
@@ -685,7 +686,7 @@ class Store:
             speaker=value("speaker"),
             split=value("split"),
             labels=json.loads(value("labels")),
-            _audio=batch.column("audio")[row],
+            _audio=batch.column("audio").slice(row, 1),
         )
 
     def _shard(self, number: int) -> pa.RecordBatch:

@@ -147,18 +147,23 @@ class StoredFeatures:
     def read(self, i: int) -> Tensor:
         """(T, F) float16 of utterance `i` of the store."""
         number, row = int(self._store.index.shards[i]), int(self._store.index.rows[i])
-        path = _folder(self._store, self._analysis) / f"{number:05d}.arrow"
         if number not in self._files:
+            path = self._path(number)
             try:
                 self._files[number] = open_arrow(path)
             except (OSError, pa.ArrowException) as error:
                 raise InputError(f"{path}: cannot be read ({error}); run `ctal features` again") from None
         batch = self._files[number]
         if row >= len(batch) or batch.column("id")[row].as_py() != self._store.index.id(i):
-            raise InputError(f"{path}: was written anew while it was read; start again")
-        values = np.frombuffer(batch.column("features")[row].as_buffer(), np.float16)
-        # Copied out of the map, in which nothing may be written.
+            raise InputError(f"{self._path(number)}: was written anew while it was read; start again")
+        _, ends, content = batch.column("features").buffers()
+        start, end = np.frombuffer(ends, np.int64)[row : row + 2].tolist()
+        # Copied out of the map, in which nothing may be written; once, since an element of the column would be a copy.
+        values = np.frombuffer(content.slice(start, end - start), np.float16)
         return torch.from_numpy(values.copy()).view(batch.column("frames")[row].as_py(), -1)
+
+    def _path(self, number: int) -> Path:
+        return _folder(self._store, self._analysis) / f"{number:05d}.arrow"
 
 
 def open_features(store: Store, analysis: str) -> StoredFeatures | None:
