@@ -211,7 +211,7 @@ def pretrain(
         write_pretraining_report(out, stores, out / "report.html", title=f"CTAL pre-training: {out.resolve().name}")
         _show_evaluation(evaluation)
         best = f"after step {evaluation['step']}" if evaluation["step"] else "untrained: no step was better held out"
-        print(f"{out / 'model'}: the best model, {best}; {out / 'report.html'}: what it learned")
+        print(f"{out / 'model'}: the best model by text_loss × audio_loss, {best}; {out / 'report.html'}: its report")
 
 
 def _checked_size(size: str) -> str:
