@@ -128,7 +128,7 @@ def finetune(
         objective = _make_objective(task, corpus, fold, targets, config, start_from, heard, head or {}, steps, protocol)
         if resume and (run / "evaluation.json").is_file():
             saved = json.loads((run / "config.json").read_text())
-            check_same(saved, {**objective.config.model_dump(), **objective.identity()})
+            check_same(saved, objective.config, objective.identity())
             progress.note(f"{fold.name}: done already")
             continue
         if run == runs[0]:

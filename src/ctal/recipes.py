@@ -201,8 +201,13 @@ def parse_settings(
     return fields
 
 
-def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raises `InputError` naming the first field in which a resumed run would differ from the one it continues."""
+def check_same(saved: Mapping[str, Any], config: RunConfig, identity: Mapping[str, Any]) -> None:
+    """Raises `InputError` naming the first field in which a resumed run would differ from the one it continues.
+
+    A field that is newer than the run is at its default there, which does what was done before there was the field.
+    """
+    asked = {**config.model_dump(), **identity}
+    saved = {**{name: field.default for name, field in type(config).model_fields.items()}, **saved}
     for name in [*asked, *(saved.keys() - asked.keys())]:
         if saved.get(name) == asked.get(name) or name in HARMLESS:
             continue

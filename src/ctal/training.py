@@ -254,7 +254,7 @@ class _Loop:
         if resume:
             if not saved.exists():
                 raise InputError(f"{self.out}: no run to resume; leave --resume out to start one")
-            check_same(json.loads(saved.read_text()), self._identity())
+            check_same(json.loads(saved.read_text()), self.config, self.objective.identity())
             found = list_checkpoints(self.checkpoints)
             if found:
                 self._load(found[-1])
