@@ -326,6 +326,26 @@ def test_speakers_are_not_told_apart_by_what_knows_them_and_that_is_said_before_
     assert not (tmp_path / "out" / "pretraining").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"class_weights": "balanced"}, "class_weights=balanced: sentiment has no classes"),
+        ({"modality_dropout": 0.3, "fusion": "text"}, "is for fusions of both"),
+        ({"inputs": "audio", "fusion": "text"}, "nothing would be left to judge by"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_trained(
+    tmp_path: Path, labelled: Labelled, changed: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN.replace("[emotion]", "[sentiment]"))
+    plan = load_plan(str(file))
+    plan = plan.model_copy(update={"finetuning": {**plan.finetuning, **changed}})
+    with pytest.raises(InputError, match=message):
+        run(plan, labelled.split, tmp_path / "out")
+    assert not (tmp_path / "out" / "pretraining").exists()
+
+
 def test_trainings_take_turns_on_the_gpus_that_the_user_has_chosen() -> None:
     assert [nth_device(number, 2, "2,GPU-5a, 7") for number in range(3)] == ["2", "GPU-5a", "2"]
     assert [nth_device(number, 3, None) for number in range(4)] == ["0", "1", "2", "0"]

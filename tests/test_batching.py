@@ -278,6 +278,8 @@ def test_the_corpus_s_own_split_is_respected_and_its_test_part_never_used() -> N
     assert {number % 4 for number in train} == {0, 3}
     assert {number % 4 for number in validation} == {1}
     assert rule == "the corpus's own split"
+    corpus.speakers[1] = "s0"
+    assert hold_out(corpus, 0.1).rule.endswith("; 1 of its 10 validation speakers are in the training part too")
 
     no_validation = table([(f"s{number}", 100, True, ["train", "test"][number % 2]) for number in range(40)])
     train, validation, _ = hold_out(no_validation, 0.1)

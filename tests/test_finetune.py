@@ -147,6 +147,46 @@ def test_stores_of_a_run_are_evaluated_alone_and_all_together_or_not_at_all(
     )
 
 
+def test_a_list_of_trials_says_who_is_who_where_the_store_does_not(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    other_store(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["speaker"]
+    (tmp_path / "nameless.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    nameless = tmp_path / "nameless"
+    prepare_store(get_corpus("manifest").prepare(tmp_path / "nameless.jsonl"), nameless, corpus="new", workers=1)
+    trials, model = tmp_path / "trials.txt", runs["verification"] / "model"
+    trials.write_text("1 new00 new04\n0 new00 new01\n0 new04 new03\n")
+
+    evaluation = evaluate_task("verification", [nameless], model, trials=trials)
+
+    named = evaluate_task("verification", [tmp_path / "new"], model, trials=trials)
+    assert evaluation is not None
+    assert named is not None
+    assert evaluation["metrics"] == named["metrics"]
+    assert "no utterance of the store has a speaker" in refusal(
+        lambda: evaluate_task("verification", [nameless], model)
+    )
+
+
+def test_an_evaluation_says_where_pretraining_has_heard_what_is_tested(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    new = other_store(tmp_path)
+    trials = tmp_path / "trials.txt"
+    trials.write_text("1 new00 new04\n0 new00 new01\n0 new04 new03\n")
+    model = Path(shutil.copytree(runs["verification"] / "model", tmp_path / "model"))
+    before = evaluate_task("verification", [new], model, trials=trials)
+    Heard.of(model).and_sounds(Corpus([Store(new)]).recordings).save(model)
+    after = evaluate_task("verification", [new], model, trials=trials)
+    assert before is not None
+    assert after is not None
+    heard = "; pre-training has heard the test part's audio, without labels"
+    assert after["measured_on"] == before["measured_on"] + heard
+
+
 def test_an_interval_over_speakers_is_left_out_where_a_list_names_other_speakers_than_the_store(
     labelled: Labelled, runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -566,6 +606,12 @@ def test_modality_dropout_drops_either_as_often_never_both_and_nothing_in_evalua
     assert all(len(each["input_ids"]) > 2 and len(each["input_features"]) for each in evaluated)
 
 
+def test_modality_dropout_leaves_a_transcript_without_words_its_recording(labelled: Labelled) -> None:
+    dataset = dataset_of(labelled, modality_dropout=0.9)
+    dataset.encode = lambda _: [0, 2]
+    assert all(len(dataset.utterance(row, 0)["input_features"]) for row in range(20))
+
+
 def test_blanked_blocks_are_the_same_for_static_features_and_deltas_and_never_in_evaluation(
     labelled: Labelled,
 ) -> None:
@@ -719,15 +765,21 @@ def test_wrong_input_is_one_line_that_names_it_and_the_mend(
     one = {"head": {"fusion": "text"}, "modality_dropout": 0.3}
     assert "is for fusions of both" in refusal(lambda: run(labelled, tmp_path / "run", **one))
     model = runs["emotion"] / "model"
-    capitals = tmp_path / "capitals"
-    prepare_store(
-        [
-            Utterance(str(number), record(tmp_path / f"{number}.wav", 0.3), labels={"emotion": label})
-            for number, label in enumerate(("happy", "sad", "Happy"))
-        ],
-        capitals,
-        corpus="capitals",
-        workers=1,
+    capitals, wordless = tmp_path / "capitals", tmp_path / "wordless"
+    for store, labels in ((capitals, ("happy", "sad", "Happy")), (wordless, ("happy", "sad", "sad"))):
+        prepare_store(
+            [
+                Utterance(str(number), record(tmp_path / f"{number}.wav", 0.3), labels={"emotion": label})
+                for number, label in enumerate(labels)
+            ],
+            store,
+            corpus=store.name,
+            workers=1,
+        )
+    words = refusal(lambda: run(labelled, tmp_path / "run", store=wordless, protocol="all", head={"fusion": "text"}))
+    assert "nothing in the stores has one; prepare them with transcripts" in words
+    assert "prepare them with transcripts" in refusal(
+        lambda: evaluate_task("emotion", [wordless], model, inputs="text")
     )
     assert "'Happy' and 'happy' differ in capitals alone" in refusal(
         lambda: finetune("emotion", [capitals], tmp_path / "run", config, start_from=pretrained)

@@ -85,6 +85,8 @@ class TestFeatureExtractor:
         [
             ([], "empty list"),
             (np.zeros(0, np.float32), "shape"),
+            ("talk.wav", "not samples; `ctal.audio.load_audio` reads a file"),
+            (None, "not samples"),
             (np.zeros((2, 100), np.float32), "one channel"),
             ([np.zeros(100, np.int16)], "int16"),
             ([noise(100), np.array([0.0, np.nan])], r"audio\[1\] has NaN"),

@@ -56,7 +56,23 @@ def test_of_what_voices_share_is_told_what_is_known() -> None:
         for each in (corpus(speakers=1), corpus(named=False))
     ]
     assert "all are by one speaker, who is in every part" in said[0]
-    assert "fewer than two speakers are named, so voices may be shared" in said[1]
+    assert "45 of 45 utterances have no speaker, so voices may be shared" in said[1]
+    partly = corpus()
+    partly.speakers[0] = None
+    rows = np.arange(len(partly.ids))
+    for name, share in (("5-fold", 0.1), ("5-fold", 0.0), ("paper", 0.1)):
+        assert "1 of 45 utterances have no speaker" in make_protocol(name, partly, rows, share).description
+
+
+def test_of_a_given_split_it_is_told_what_it_does_not_keep_apart() -> None:
+    given = corpus(splits=lambda name: "test" if name < "s05" else "train")
+    rows = np.arange(len(given.ids))
+    assert make_protocol("auto", given, rows, 0.0).description == "the corpus's own split; the last epoch is taken"
+    given.recordings[given.splits.index("test")] = given.recordings[given.splits.index("train")]
+    given.speakers[given.splits.index("train")] = "s00"
+    said = make_protocol("auto", given, rows, 0.0).description
+    assert "1 of its 5 test speakers are in the training part too" in said
+    assert "1 of its 15 recordings are in the training part too, which flatters" in said
 
 
 def test_a_corpus_without_parts_has_no_split_of_its_own() -> None:

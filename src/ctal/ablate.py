@@ -35,7 +35,7 @@ from ctal.batching import Corpus
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
 from ctal.errors import InputError, did_you_mean, first_problem
 from ctal.files import file_aside, folder_aside, write_json
-from ctal.finetune import check_features, check_folds, finetune, protocol_of
+from ctal.finetune import check_features, check_folds, check_settings, finetune, protocol_of
 from ctal.objective import open_corpus
 from ctal.precision import fast_precision
 from ctal.pretrain import load_tokenizer, make_tokenizer, new_extractor, new_model, new_processor, pretrain
@@ -308,6 +308,7 @@ class _Result:
                 "nothing to compare; choose another"
             )
         try:
+            check_settings(task, corpus, config, self.run.head.get("fusion", CtalConfig.fusion))
             check_features(task, new_extractor(self.run.pretraining.architecture), config)
             check_folds(task, corpus, targets, config, protocol)
         except InputError as error:

@@ -267,8 +267,15 @@ def voices_of(corpus: Corpus, rows: np.ndarray) -> tuple[list[str], bool]:
     return voices, by_speaker
 
 
+def shared_speakers(corpus: Corpus, held: np.ndarray, trained: np.ndarray, part: str) -> str:
+    """How many speakers a split that is given does not keep apart, in words; nothing where it does."""
+    speakers = {corpus.speakers[row] for row in held} - {None}
+    shared = len(speakers & {corpus.speakers[row] for row in trained})
+    return f"; {shared} of its {len(speakers)} {part} speakers are in the training part too" if shared else ""
+
+
 def hold_out(corpus: Corpus, share: float) -> Split:
-    """Rows for training and for validation, which never share a speaker.
+    """Rows for training and for validation, which share no speaker unless the corpus has it so, which the rule says.
 
     The corpus's own split where it has a validation part (its test part is left alone). Else whole speakers are held
     out, in an order given by a hash of their names, until `share` of the frames is reached; among those who have
@@ -280,9 +287,9 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     if (splits == "validation").any():
         if not (splits == "train").any():
             raise InputError("the corpus has a validation part but nothing to train on: add its training part")
-        return Split(
-            np.flatnonzero(splits == "train"), np.flatnonzero(splits == "validation"), "the corpus's own split"
-        )
+        train, validation = (np.flatnonzero(splits == part) for part in ("train", "validation"))
+        shared = shared_speakers(corpus, validation, train, "validation")
+        return Split(train, validation, f"the corpus's own split{shared}")
     usable = np.flatnonzero(splits == "train")
     voices, by_speaker = voices_of(corpus, usable)
     owners = np.array(voices)
@@ -577,7 +584,8 @@ class TaskDataset(UtteranceDataset):
         features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         if is_training:
             dice = torch.rand(2, generator=generator)
-            if self.inputs == "both" and stored.text is not None and dice[0] < self.modality_dropout:
+            # Without a word the recording is all that there is.
+            if self.inputs == "both" and dice[0] < self.modality_dropout and len(self.encode(stored.text)) > 2:
                 has_text, has_audio = bool(dice[1] < 0.5), bool(dice[1] >= 0.5)
             features = mask_blocks(features, self.time_masks, self.frequency_masks, generator)
         return {

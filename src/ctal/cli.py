@@ -115,8 +115,9 @@ def features(
     """Compute the features of a store's recordings once and keep them in STORE/features, 92 MB an hour.
 
     Every training and evaluation on the store then reads them instead of decoding recordings, with the same results.
-    Worth it where the processors are busy, as beside a GPU; small corpora are kept in memory anyway (`cache_megabytes`
-    in `ctal settings`). Interrupted, run it again: it goes on where it stopped.
+    Worth it where the processors are busy, as beside a GPU, and with several folds; within a training, small corpora
+    are kept in memory anyway (`cache_megabytes` in `ctal settings`). Interrupted, run it again: it goes on where it
+    stopped.
 
     Example: `ctal features my-store`
     """
@@ -235,11 +236,11 @@ class _FinetuneCommand(TyperCommand):
 
 _PROTOCOLS_HELP = (
     "**protocol** (`--set protocol=…`): `auto` is the corpus's own split where it has a test part, else "
-    "`leave-one-session-out` where sessions are labelled, else `leave-one-speaker-out` of at most 12 speakers (not for "
-    "verification, which needs pairs of several), else `5-fold` by speaker; an inner part of other speakers chooses "
-    "the epoch, or none with `--set validation_share=0`. `split` insists on the corpus's own. `paper` chooses the "
-    "epoch on the reported fold, as the authors did. `ge2e` adds the authors' measure of verification. `all` trains on "
-    "everything and measures nothing."
+    "`leave-one-session-out` where sessions are labelled and nobody speaks in two of them, else "
+    "`leave-one-speaker-out` of at most 12 speakers (neither for verification, which needs pairs of several), else "
+    "`5-fold` by speaker; an inner part of other speakers chooses the epoch, or none with `--set validation_share=0`. "
+    "`split` insists on the corpus's own. `paper` chooses the epoch on the reported fold, as the authors did. `ge2e` "
+    "adds the authors' measure of verification. `all` trains on everything and measures nothing."
 )
 
 

@@ -183,9 +183,13 @@ def evaluate_task(
     config = make_config(FinetuneConfig, saved.get("config", {}))
     check_precision(precision or config.precision, evaluation_device())
     corpus = open_corpus(stores)
-    targets = read_targets(task, corpus, None if task.compares else class_names(model.config))
-    pairs, checksum = None, None
     own = saved.get("data_hash") == corpus.content_hash
+    if trials is not None and not own:  # the list says who is who
+        targets = Targets(np.arange(len(corpus)), np.full(len(corpus), -1), ())
+    else:
+        targets = read_targets(task, corpus, None if task.compares else class_names(model.config))
+    pairs, checksum = None, None
+    known = Heard.of(model_folder)
     if own:
         protocol = protocol_of(task, corpus, targets, config)
         fold = {fold.name: fold for fold in protocol.folds}[saved["fold"]]
@@ -193,7 +197,7 @@ def evaluate_task(
         rows = fold.test
         said, checksum = f"the test part of the model's own fold ({saved['protocol']})", protocol.checksum
     else:
-        heard = np.flatnonzero(np.isin(corpus.recordings, Heard.of(model_folder).recordings))
+        heard = np.flatnonzero(np.isin(corpus.recordings, known.recordings))
         is_test = np.array([corpus.splits[row] == "test" for row in targets.rows])
         rows = targets.rows[is_test] if is_test.any() else targets.rows
         said = "the test part of the corpus" if is_test.any() else "every labelled utterance"
@@ -205,7 +209,9 @@ def evaluate_task(
         refuse_some_of(model_folder, saved, corpus)
     if not len(rows):
         raise InputError("everything in these stores that could be tested was trained on: evaluate on another store")
-    _check_modality(model.config.fusion, inputs or config.inputs)
+    _check_modality(model.config.fusion, inputs or config.inputs, corpus)
+    if trials is not None or not own:
+        said += _heard_before(corpus, rows, known)
     if not own:
         said += _less_speaker_mean(processor.feature_extractor, inputs or config.inputs, corpus, rows)
     if scores is not None and not scores.absolute().parent.is_dir():
@@ -313,9 +319,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             "audio": model.config.audio.num_hidden_layers,
         }
 
-    def _class_weights(self) -> Tensor | None:
-        if not self.targets.classes or self.task.compares:
-            raise InputError(f"class_weights=balanced: {self.task.name} has no classes to balance; leave it out")
+    def _class_weights(self) -> Tensor:
         counts = np.bincount(self.targets.values[self.train_rows], minlength=len(self.targets.classes))
         present = np.maximum(counts, 1)
         return torch.tensor(len(self.train_rows) / (present * (counts > 0).sum()), dtype=torch.float32)
@@ -335,7 +339,12 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         """What the user should know before it begins."""
         updates = self.config.steps
         few = f"only {updates} updates: on few recordings more passes are worth it (--epochs, --steps)"
-        return [few] * (updates < FEW_UPDATES) + self.dataset.features.notes()
+        without = int((~self.corpus.has_text[self.train_rows]).sum())
+        silent = (
+            f"{without} of {len(self.train_rows)} training utterances have no transcript: of these only sound is given"
+        )
+        reads = self.config.inputs != "audio" and self.model.config.fusion != "audio"
+        return [few] * (updates < FEW_UPDATES) + [silent] * (reads and without > 0) + self.dataset.features.notes()
 
     def score(self, metrics: Metrics) -> float:
         return self.task.score(metrics) if self.truth else 0.0
@@ -389,7 +398,7 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
             "head": self.model.config.head(),
             **self.provenance(),
         }
-        (folder / "run.json").write_text(json.dumps(saved, indent=1))
+        write_json(folder / "run.json", saved)
         (folder / "README.md").write_text(task_card(self.task, self.model.config, saved))
 
 
@@ -565,14 +574,19 @@ def _protocol(
     if "fold" in start and not is_own:
         which = "of other recordings" if len(heard.recordings) else "whose recordings are not known"
         said += f"; started from a model for {start['task']}, {which}"
-    tested = np.concatenate([fold.test for fold in protocol.folds])
-    if np.isin(corpus.recordings[tested], heard.sounds).any():
-        said += "; pre-training has heard the test part's audio, without labels"
+    said += _heard_before(corpus, np.concatenate([fold.test for fold in protocol.folds]), heard)
     extractor = load_processor(start_from).feature_extractor
     check_features(task, extractor, config)
     said += _less_speaker_mean(extractor, config.inputs, corpus, targets.rows)
     check_folds(task, corpus, targets, config, protocol)
     return replace(protocol, description=said)
+
+
+def _heard_before(corpus: Corpus, rows: np.ndarray, heard: Heard) -> str:
+    """What is said of a test of which pre-training has heard something; nothing of another."""
+    if not np.isin(corpus.recordings[rows], heard.sounds).any():
+        return ""
+    return "; pre-training has heard the test part's audio, without labels"
 
 
 def _less_speaker_mean(extractor: CtalFeatureExtractor, inputs: str, corpus: Corpus, rows: np.ndarray) -> str:
@@ -640,10 +654,24 @@ def _fold_folder(out: Path, number: int, fold: Fold) -> Path:
     return out / "folds" / f"{number:02d}-{re.sub('[^a-zA-Z0-9]+', '-', fold.name)}"
 
 
-def _check_modality(fusion: str, inputs: str) -> None:
-    """The pools of one modality alone need that modality."""
+def check_settings(task: Task, corpus: Corpus, config: FinetuneConfig, fusion: str) -> None:
+    """Raises `InputError` for settings that do not go together, or not with the task or the corpus."""
+    _check_modality(fusion, config.inputs, corpus)
+    if config.modality_dropout and fusion in ("text", "audio"):
+        raise InputError(f"fusion={fusion} with modality_dropout: is for fusions of both; drop one of the two")
+    if config.class_weights == "balanced" and (task.compares or task.problem_type == "regression"):
+        raise InputError(f"class_weights=balanced: {task.name} has no classes to balance; leave it out")
+
+
+def _check_modality(fusion: str, inputs: str, corpus: Corpus) -> None:
+    """The pools of one modality alone need that modality, and words have to be there to be read."""
     if {fusion, inputs} == {"audio", "text"}:
         raise InputError(f"fusion={fusion} with inputs={inputs}: nothing would be left to judge by; change one of them")
+    if "text" in (fusion, inputs) and not corpus.has_text.any():
+        raise InputError(
+            f"fusion={fusion} with inputs={inputs}: reads transcripts alone, and nothing in the stores has one; "
+            "prepare them with transcripts, or let the model listen"
+        )
 
 
 def _make_objective(
@@ -677,11 +705,7 @@ def _make_objective(
     }
     # Through the constructor, which checks: `from_pretrained` would set fields behind its back.
     architecture = CtalConfig.from_dict({**CtalConfig.from_pretrained(start_from).to_dict(), **fields})
-    _check_modality(architecture.fusion, config.inputs)
-    if config.modality_dropout and architecture.fusion in ("text", "audio"):
-        raise InputError(
-            f"fusion={architecture.fusion} with modality_dropout: is for fusions of both; drop one of the two"
-        )
+    check_settings(task, corpus, config, architecture.fusion)
     torch.manual_seed(config.seed)
     if config.weights == "random":
         model = task.model(architecture)
@@ -741,7 +765,8 @@ def _judge(task: Task, corpus: Corpus, fold: Fold, protocol: Protocol, run: Path
         judge = partial(judge_rows, task, model, processor, corpus, targets, fold.test, config=config)
         evaluation |= judge(inputs=config.inputs)
         if config.modality_dropout and config.inputs == "both":
-            evaluation["missing_modality"] = {each: judge(inputs=each)["metrics"] for each in ("audio", "text")}
+            left = ("audio", "text") if corpus.has_text[targets.rows].all() else ("audio",)
+            evaluation["missing_modality"] = {each: judge(inputs=each)["metrics"] for each in left}
     keys = ("start_from", "head", "config", "corpus", "data_hash", "audio_hours", "versions", "commit")
     return {**evaluation, **{name: saved[name] for name in keys}}
 
@@ -759,7 +784,7 @@ def _write(run: Path, evaluation: Evaluation) -> None:
     saved = json.loads((folder / "run.json").read_text())
     saved |= {name: evaluation[name] for name in ("missing_modality",) if name in evaluation}
     saved |= {"test_metrics": evaluation.get("metrics")}
-    (folder / "run.json").write_text(json.dumps(saved, indent=1))
+    write_json(folder / "run.json", saved)
     task = get_task(evaluation["task"])
     (folder / "README.md").write_text(task_card(task, CtalConfig.from_pretrained(folder), saved))
     write_json(run / "evaluation.json", evaluation)
@@ -797,7 +822,7 @@ def _combine(task: Task, protocol: Protocol, runs: Sequence[Path], out: Path) ->
     means = {"mean over the test parts of all folds": evaluation["metrics"]}
     means |= {f"the same, {given} alone": each for given, each in evaluation.get("missing_modality", {}).items()}
     saved = json.loads((out / "model" / "run.json").read_text()) | {"over_folds": means}
-    (out / "model" / "run.json").write_text(json.dumps(saved, indent=1))
+    write_json(out / "model" / "run.json", saved)
     (out / "model" / "README.md").write_text(task_card(task, CtalConfig.from_pretrained(out / "model"), saved))
     write_json(out / "evaluation.json", evaluation)
     return evaluation

@@ -192,9 +192,8 @@ def new_processor(tokenizer: Path, architecture: Mapping[str, Any]) -> CtalProce
 
 def new_extractor(architecture: Mapping[str, Any]) -> CtalFeatureExtractor:
     """Raises `InputError` for a `cmvn` or a `pitch` that there is not."""
-    return CtalFeatureExtractor(
-        **{name: architecture.get(name, getattr(CtalAudioConfig, name)) for name in _OF_FEATURES}
-    )
+    asked = CtalAudioConfig(**{name: architecture[name] for name in _OF_FEATURES if name in architecture})
+    return CtalFeatureExtractor(**{name: getattr(asked, name) for name in _OF_FEATURES})
 
 
 def new_model(size: str, processor: CtalProcessor, architecture: Mapping[str, Any]) -> CtalForPreTraining:
@@ -305,7 +304,7 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
             "start_from": self.start,
             **self.provenance(),
         }
-        (folder / "run.json").write_text(json.dumps(provenance, indent=1))
+        write_json(folder / "run.json", provenance)
         (folder / "README.md").write_text(model_card(self.model, provenance))
 
 

@@ -1,8 +1,8 @@
 """Protocols: which utterances a task trains on, which choose the best epoch, and on which it is judged.
 
 Every protocol is named, said in words and checksummed, and all three stand beside each result. Folds are whole speakers
-(or whole sessions), so that no voice is on two sides; where a corpus names no speakers, or its published split shares
-them, the description says so. Orders are given by hashes of names: nothing is drawn.
+(or whole sessions), so that no voice is on two sides; where a corpus does not name all speakers, or its published split
+shares them or recordings, the description says so. Orders are given by hashes of names: nothing is drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctal.batching import Corpus, digest, voices_of
+from ctal.batching import Corpus, digest, shared_speakers, voices_of
 from ctal.errors import InputError, did_you_mean
 from ctal.trials import read_trial_list
 
@@ -113,7 +113,7 @@ def make_protocol(
             train, validation = groups.inner_split(np.concatenate(others), validation_share, in_pairs)
         folds.append(Fold(label, rows[np.sort(train)], rows[np.sort(validation)], rows[np.sort(test)]))
     chosen = groups.chosen_by_others if validation_share else _LAST
-    said = f"{kind}, {len(folds)} folds; {_ON_TEST if name == 'paper' else chosen}"
+    said = f"{kind}, {len(folds)} folds; {_ON_TEST if name == 'paper' else chosen}{groups.shared_voices}"
     if kind == "leave-one-session-out" and (shared := groups.in_several_sessions()):
         said += f"; {shared} speakers are in several sessions, so in the training part too"
     return _protocol(corpus, name if name == "paper" else kind, said, folds)
@@ -132,13 +132,13 @@ class _Groups:
     def __init__(self, corpus: Corpus, rows: np.ndarray) -> None:
         names = [corpus.speakers[row] for row in rows]
         self.owners, self.by_speaker = voices_of(corpus, rows)
-        if self.by_speaker:
-            unit = "speakers"
-        elif None in names:
-            unit = "utterances (fewer than two speakers are named, so voices may be shared)"
-        else:
-            unit = "utterances (all are by one speaker, who is in every part)"
+        unit = "speakers" if self.by_speaker else "utterances"
         self.chosen_by_others = f"the epoch is chosen on other {unit} of the training part"
+        self.shared_voices = ""
+        if unnamed := sum(not name for name in names):
+            self.shared_voices = f"; {unnamed} of {len(names)} utterances have no speaker, so voices may be shared"
+        elif not self.by_speaker:
+            self.shared_voices = "; all are by one speaker, who is in every part"
         self.names = names
         self.sessions = [corpus.labels[row].get("session") for row in rows]
         self.have_sessions = None not in self.sessions
@@ -224,12 +224,13 @@ def _published_split(
     elif not len(parts["test"]):
         parts["test"] = parts["validation"]
         said += "; it has no test part, so the part that chose the epoch is reported, which flatters"
+        said += groups.shared_voices
     else:
-        tested = {corpus.speakers[row] for row in rows[parts["test"]]} - {None}
         trained = parts["train"] if on_test else np.concatenate([parts["train"], parts["validation"]])
-        seen = {corpus.speakers[row] for row in rows[trained]}
-        if shared := len(tested & seen):
-            said += f"; {shared} of its {len(tested)} test speakers are in the training part too"
+        said += shared_speakers(corpus, rows[parts["test"]], rows[trained], "test") + groups.shared_voices
+        recordings = corpus.recordings[rows]
+        if twice := int(np.isin(recordings[parts["test"]], recordings[trained]).sum()):
+            said += f"; {twice} of its {len(parts['test'])} recordings are in the training part too, which flatters"
     fold = Fold("test", *(rows[parts[name]] for name in ("train", "validation", "test")))
     return _protocol(corpus, "paper" if on_test else "split", said, [fold])
 

@@ -62,7 +62,7 @@ class RunConfig(BaseModel):
     workers: int = Field(1, ge=0)
     """Processes that decode recordings ahead of the model, in each process; the data does not depend on it."""
     cache_megabytes: int = Field(512, ge=0)
-    """Memory in which each worker keeps features, so that small corpora are decoded once; 512 hold six hours. What
+    """Memory in which each worker keeps features, so that it decodes a small training part once; 512 hold 6 h. What
     `ctal features` has stored needs none."""
 
 
