@@ -98,7 +98,8 @@ class CtalAudioConfig(_EncoderConfig):
     """What a new model's features are normalised by: `utterance`: each recording's own mean and deviation, as the
     authors' are; `fixed`: constants, so that how loud and how coloured a voice is stays in them; `level`: the same once
     every recording is as loud, so that only its colour stays; `speaker`: as `fixed`, and then less the mean over the
-    speaker's recordings, so that how they differ from how they always sound stays, for emotions (docs/results.md)."""
+    speaker's recordings, so that how they differ from how they always sound stays, for emotions (docs/results.md).
+    Of a recording that `ctal predict` cuts, every window counts as a recording, but for `speaker`."""
     pitch: bool = False
     """A new model also sees how high a voice is: fundamental frequency, its delta and voicing beside log-mel
     (docs/results.md)."""
