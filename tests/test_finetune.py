@@ -606,6 +606,22 @@ def test_modality_dropout_drops_either_as_often_never_both_and_nothing_in_evalua
     assert all(len(each["input_ids"]) > 2 and len(each["input_features"]) for each in evaluated)
 
 
+def test_what_is_left_of_utterances_without_a_transcript_is_said(labelled: Labelled, tmp_path: Path) -> None:
+    other_store(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    for line in lines[:5]:
+        del line["text"]
+    (tmp_path / "part.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare_store(get_corpus("manifest").prepare(tmp_path / "part.jsonl"), tmp_path / "part", corpus="part", workers=1)
+    config = make_config(FinetuneConfig, QUICK, {"epochs": 1, "protocol": "all"})
+    for fusion, left in (("concat", "the sound alone is left"), ("text", "nothing is left"), ("audio", None)):
+        notes, how = Notes(), {"start_from": labelled.pretrained, "head": {"fusion": fusion}}
+        finetune("emotion", [tmp_path / "part"], tmp_path / fusion, config, progress=notes, **how)
+        said = [note for note in notes.notes if "no transcript" in note]
+        expected = [f"5 of 12 training utterances have no transcript: of these {left}"] if left else []
+        assert said == expected
+
+
 def test_modality_dropout_leaves_a_transcript_without_words_its_recording(labelled: Labelled) -> None:
     dataset = dataset_of(labelled, modality_dropout=0.9)
     dataset.encode = lambda _: [0, 2]

@@ -339,12 +339,13 @@ class FinetuneObjective(CorpusObjective[TaskModel, FinetuneConfig]):
         """What the user should know before it begins."""
         updates = self.config.steps
         few = f"only {updates} updates: on few recordings more passes are worth it (--epochs, --steps)"
+        notes = [few] * (updates < FEW_UPDATES) + self.dataset.features.notes()
+        used = {self.config.inputs, self.model.config.fusion}
         without = int((~self.corpus.has_text[self.train_rows]).sum())
-        silent = (
-            f"{without} of {len(self.train_rows)} training utterances have no transcript: of these only sound is given"
-        )
-        reads = self.config.inputs != "audio" and self.model.config.fusion != "audio"
-        return [few] * (updates < FEW_UPDATES) + [silent] * (reads and without > 0) + self.dataset.features.notes()
+        if without and "audio" not in used:
+            left = "nothing is left" if "text" in used else "the sound alone is left"
+            notes.append(f"{without} of {len(self.train_rows)} training utterances have no transcript: of these {left}")
+        return notes
 
     def score(self, metrics: Metrics) -> float:
         return self.task.score(metrics) if self.truth else 0.0
