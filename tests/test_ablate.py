@@ -338,7 +338,7 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_trained
     tmp_path: Path, labelled: Labelled, changed: dict[str, Any], message: str
 ) -> None:
     file = tmp_path / "plan.yaml"
-    file.write_text(PLAN.replace("[emotion]", "[sentiment]"))
+    file.write_text(PLAN.replace("sentiment", "emotion").replace("[emotion]", "[sentiment]"))
     plan = load_plan(str(file))
     plan = plan.model_copy(update={"finetuning": {**plan.finetuning, **changed}})
     with pytest.raises(InputError, match=message):

@@ -214,7 +214,7 @@ def test_pitch_is_seen_by_a_model_that_is_told_to_and_is_one_of_the_things_that_
     compared = json.loads((tmp_path / "run" / "evaluation.json").read_text())["comparisons"]
     assert any(each["name"].startswith("zeroed frames, pitch dimensions") for each in compared)
     wrong = ctal(*pretrain_arguments(tiny, tmp_path / "other", pitch="loud"))
-    assert "pitch is 'loud'; it is true or false" in wrong.errors
+    assert "pitch='loud': must be true or false" in wrong.errors
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json"])
