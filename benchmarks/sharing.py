@@ -62,7 +62,7 @@ def train_for(size: str, duration: float) -> float:
 
 
 def main(quick: bool) -> Report:
-    """`mini` on all threads, alone, beside one other program, and beside one on each core; `quick`: nano, without it."""
+    """`mini` on all threads, alone, beside one other program, and one on each core; `quick`: nano, not the last."""
     report = Report("sharing")
     size, duration, rounds = ("nano", 0.5, 1) if quick else ("mini", 4.0, 2)
     loads = {"alone": 0, "beside one busy process": 1}
