@@ -267,11 +267,12 @@ def voices_of(corpus: Corpus, rows: np.ndarray) -> tuple[list[str], bool]:
     return voices, by_speaker
 
 
-def shared_speakers(corpus: Corpus, held: np.ndarray, trained: np.ndarray, part: str) -> str:
-    """How many speakers a split that is given does not keep apart, in words; nothing where it does."""
+def shared_speakers(corpus: Corpus, held: np.ndarray, trained: np.ndarray, are: str) -> str:
+    """How many speakers of the rows `held` are among those of `trained`, in words, of which the last are `are`; nothing
+    where none is."""
     speakers = {corpus.speakers[row] for row in held} - {None}
     shared = len(speakers & {corpus.speakers[row] for row in trained})
-    return f"; {shared} of its {len(speakers)} {part} speakers are in the training part too" if shared else ""
+    return f"; {shared} of its {len(speakers)} {are}" if shared else ""
 
 
 def hold_out(corpus: Corpus, share: float) -> Split:
@@ -288,7 +289,7 @@ def hold_out(corpus: Corpus, share: float) -> Split:
         if not (splits == "train").any():
             raise InputError("the corpus has a validation part but nothing to train on: add its training part")
         train, validation = (np.flatnonzero(splits == part) for part in ("train", "validation"))
-        shared = shared_speakers(corpus, validation, train, "validation")
+        shared = shared_speakers(corpus, validation, train, "validation speakers are in the training part too")
         return Split(train, validation, f"the corpus's own split{shared}")
     usable = np.flatnonzero(splits == "train")
     voices, by_speaker = voices_of(corpus, usable)
@@ -576,7 +577,7 @@ class TaskDataset(UtteranceDataset):
         stored = self.corpus.read(row)
         generator = self.generator(stored, epoch)
         is_training = epoch != EVALUATION
-        has_text, has_audio = self.inputs != "audio", self.inputs != "text"
+        ids, has_audio = self.encode(stored.text if self.inputs != "audio" else None), self.inputs != "text"
         of_speaker = generator if is_training and self.random_speaker_mean else None
         features = self.features.read(row, stored, of_speaker) if has_audio else self.no_frames
         if is_training and has_audio and self.speaker_swap and (speaker := self.corpus.speakers[row]):
@@ -584,12 +585,13 @@ class TaskDataset(UtteranceDataset):
         features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         if is_training:
             dice = torch.rand(2, generator=generator)
-            # Without a word the recording is all that there is.
-            if self.inputs == "both" and dice[0] < self.modality_dropout and len(self.encode(stored.text)) > 2:
-                has_text, has_audio = bool(dice[1] < 0.5), bool(dice[1] >= 0.5)
+            # Without a word, between `<s>` and `</s>`, the recording is all that there is.
+            if self.inputs == "both" and dice[0] < self.modality_dropout and len(ids) > 2:
+                has_audio = bool(dice[1] >= 0.5)
+                ids = self.encode(None) if has_audio else ids
             features = mask_blocks(features, self.time_masks, self.frequency_masks, generator)
         return {
-            "input_ids": torch.tensor(self.encode(stored.text if has_text else None)),
+            "input_ids": torch.tensor(ids),
             "input_features": features if has_audio else self.no_frames,
             "labels": torch.tensor(self.targets[row]),
             "rows": torch.tensor(row),

@@ -206,12 +206,12 @@ class CtalFeatureExtractor(SequenceFeatureExtractor):
 
     def _checked(self, recording: Any, sampling_rate: int, name: str) -> Tensor:
         """(num_samples,) float32 at 16 kHz, however long."""
-        if not isinstance(recording, Tensor):
-            recording = np.array(recording)
-            if recording.dtype.kind not in "biuf":
-                raise InputError(f"{name} is {recording.dtype}, not samples; `ctal.audio.load_audio` reads a file")
-            recording = torch.from_numpy(recording)
         wave = recording
+        if not isinstance(wave, Tensor):
+            values = np.array(wave)
+            if values.dtype.kind not in "biuf":
+                raise InputError(f"{name} is {values.dtype}, not samples; `ctal.audio.load_audio` reads a file")
+            wave = torch.from_numpy(values)
         if wave.ndim != 1 or len(wave) == 0:
             raise InputError(f"{name} has shape {tuple(wave.shape)}; pass one channel, (samples,), of at least one")
         if not wave.is_floating_point():

@@ -31,7 +31,7 @@ from accelerate.utils import reduce as reduce_over_ranks
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from ctal.batching import Corpus, Modality, TaskDataset, load
+from ctal.batching import Corpus, Modality, TaskDataset, load, shared_speakers
 from ctal.configuration_ctal import CtalConfig
 from ctal.diagnostics import Interval
 from ctal.errors import InputError
@@ -251,9 +251,7 @@ def _unheard(corpus: Corpus, rows: np.ndarray, heard: np.ndarray, said: str) -> 
     left = rows[~np.isin(rows, heard)]
     if len(left) < len(rows):
         said += f", without {len(rows) - len(left)} that the model was trained on"
-        speakers = {corpus.speakers[row] for row in left} - {None}
-        if shared := len(speakers & {corpus.speakers[row] for row in heard}):
-            said += f"; {shared} of its {len(speakers)} speakers were trained on too"
+        said += shared_speakers(corpus, left, heard, "speakers were trained on too")
     return left, said
 
 

@@ -712,9 +712,8 @@ def find_recordings(
 
     The transcript of x.wav is `text`, for a single file; else what the manifest `transcripts` (CSV, TSV or JSON lines
     with `audio` and `text`, as for `ctal prepare manifest`) has for it; without one, what the manifest has that lists
-    it, or x.txt beside it. Raises
-    `InputError` for a path that is missing, a folder without recordings, a `text` for several recordings, and a
-    manifest that has none of them.
+    it, or x.txt beside it. Raises `InputError` for a path that is missing, a folder without recordings, a `text` for
+    several recordings, and a manifest that has none of them.
     """
     if text is not None and transcripts:
         raise InputError("--text and --transcripts are both given; leave one out")

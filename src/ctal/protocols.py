@@ -227,7 +227,8 @@ def _published_split(
         said += groups.shared_voices
     else:
         trained = parts["train"] if on_test else np.concatenate([parts["train"], parts["validation"]])
-        said += shared_speakers(corpus, rows[parts["test"]], rows[trained], "test") + groups.shared_voices
+        are = "test speakers are in the training part too"
+        said += shared_speakers(corpus, rows[parts["test"]], rows[trained], are) + groups.shared_voices
         recordings = corpus.recordings[rows]
         if twice := int(np.isin(recordings[parts["test"]], recordings[trained]).sum()):
             said += f"; {twice} of its {len(parts['test'])} recordings are in the training part too, which flatters"
