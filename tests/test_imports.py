@@ -56,6 +56,7 @@ LAYERS = {
             "metrics",
             "pitch",
             "processes",
+            "prosody",
         ),
         *("text", "trials"),
     },

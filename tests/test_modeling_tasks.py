@@ -18,7 +18,7 @@ from conftest import BEYOND_THE_PAPER
 from ctal import CtalForSequenceClassification, CtalForXVector
 from ctal.errors import InputError
 from ctal.fusion import FUSIONS, Pools, PoolStandardisation
-from ctal.modeling_ctal import WeightedLayerSum
+from ctal.modeling_ctal import SCORES, WeightedLayerSum
 from test_modeling_ctal import UTTERANCES, Batch, collate, frames_alone, inputs_of, nano, pretraining_model
 
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -129,6 +129,34 @@ def test_weights_of_labels_scale_the_loss_of_their_utterances() -> None:
     torch.testing.assert_close(output.loss, (each * weights[LABELS]).mean())
 
 
+def test_labels_are_smoothed_in_training_alone() -> None:
+    plain, smoothed = (task_model(fusion="concat", label_smoothing=share) for share in (0.0, 0.3))
+
+    torch.testing.assert_close(smoothed(**BATCH, labels=LABELS).loss, plain(**BATCH, labels=LABELS).loss)
+
+    output = smoothed.train()(**BATCH, labels=LABELS)
+    expected = torch.nn.functional.cross_entropy(output.logits, LABELS, label_smoothing=0.3)
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_a_histogram_of_scores_is_learned_by_its_shares_and_answers_with_its_median() -> None:
+    model = task_model(labels=1, problem_type="regression", fusion="concat", regression_loss="histogram")
+    heights: list[torch.Tensor] = []
+    model.classifier.register_forward_hook(lambda _, __, output: heights.append(output))
+    labels = torch.tensor([-3.0, 0.125, 1.0, 3.0])
+
+    output = model(**BATCH, labels=labels)
+
+    shares = torch.zeros(4, len(SCORES))
+    shares[0, 0] = shares[2, SCORES.index(1.0)] = shares[3, -1] = 1.0
+    shares[1, SCORES.index(0.0)], shares[1, SCORES.index(0.5)] = 0.75, 0.25
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(heights[0], shares))
+    assert output.logits.shape == (4, 1)
+    for chances, score in zip(heights[0].softmax(1), output.logits[:, 0].tolist(), strict=True):
+        place = SCORES.index(score)
+        assert chances[:place].sum() < 0.5 <= chances[: place + 1].sum() + 1e-6
+
+
 @pytest.mark.parametrize(("loss", "power"), [("l1", 1), ("mse", 2)])
 def test_a_regression_is_judged_by_what_is_asked_for(loss: str, power: int) -> None:
     model = task_model(labels=1, problem_type="regression", fusion="concat", regression_loss=loss)
@@ -183,7 +211,9 @@ def test_a_task_starts_from_the_encoders_of_a_pretrained_model(tmp_path: Path) -
         ({"fusion": "orthogonl"}, "did you mean 'orthogonal'"),
         ({"orthogonal_norm": "other"}, "use cosine, reference"),
         ({"speaker_loss": "aamm"}, "did you mean 'aam'"),
-        ({"regression_loss": "l2"}, "use l1, mse"),
+        ({"regression_loss": "l2"}, "use l1, mse, histogram"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0: must be at least 0 and below 1"),
+        ({"audio_pooling": "prosody"}, "for a model whose features have pitch"),
         ({"head_dropout_prob": 1.0}, "head_dropout_prob"),
         ({"orthogonality_weight": -1.0}, "orthogonality_weight"),
     ],
@@ -244,6 +274,31 @@ def test_with_all_layers_and_standardised_pools_the_batch_changes_nothing(fusion
     for number in range(4):
         alone = model(**batch_of([number]))
         torch.testing.assert_close(alone.embeddings[0], together.embeddings[number], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("stack", [1, 4])
+def test_with_prosody_neither_padding_nor_the_batch_changes_anything(fusion: str, stack: int) -> None:
+    model = task_model(fusion=fusion, frame_stack=stack, pitch=True, audio_pooling="prosody", standardise_pools=True)
+    if model.head.prosody is not None:
+        model.head.prosody.count_letters([token % 5 for token in range(model.config.text.vocab_size)], [True])
+    model.measure_pools([batch_of([0, 1]), batch_of([2, 3])])
+    together = model(**batch_of([0, 1, 2, 3], padding=5))
+
+    for number in range(4):
+        alone = model(**batch_of([number]))
+        torch.testing.assert_close(alone.embeddings[0], together.embeddings[number], atol=1e-4, rtol=0)
+
+
+def test_prosody_is_heard_where_it_stands_in_the_place_of_the_maximum() -> None:
+    model = task_model(fusion="audio", pitch=True, audio_pooling="prosody")
+    model.measure_pools([BATCH])
+    higher = {**BATCH, "input_features": BATCH["input_features"].clone()}
+    higher["input_features"][..., -3] += 1.0
+    before, after = (pools_of(model, batch).audio_max for batch in (BATCH, higher))
+
+    assert not torch.allclose(before, after)
+    assert (before.abs() < 1).all()
 
 
 def test_a_new_weighted_sum_is_the_mean_of_the_layers_and_with_all_weight_on_the_last_the_papers_head() -> None:

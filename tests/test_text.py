@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from ctal.errors import InputError
-from ctal.text import MIN_VOCAB_SIZE, SPECIAL_TOKENS, load_original_tokenizer, normalize_transcript, train_tokenizer
+from ctal.text import (
+    MIN_VOCAB_SIZE,
+    SPECIAL_TOKENS,
+    encode_transcript,
+    load_original_tokenizer,
+    normalize_transcript,
+    spelling_of_tokens,
+    train_tokenizer,
+)
 
 TEXTS = [
     "MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES",
@@ -65,6 +73,15 @@ def test_every_normalised_transcript_survives_encoding(text: str):
 
 
 TOKENIZER = train_tokenizer(TEXTS, 300)
+SPELLING = spelling_of_tokens(TOKENIZER)
+
+
+@given(st.text())
+def test_letters_and_words_of_the_tokens_are_those_of_the_transcript(text: str):
+    letters, begins_word = SPELLING
+    ids, words = encode_transcript(text, TOKENIZER), normalize_transcript(text).replace("'", "").split(" ")
+    assert sum(letters[each] for each in ids) == sum(map(len, words))
+    assert sum(begins_word[each] for each in ids) == len(words)
 
 
 def test_special_tokens_have_their_designed_ids():

@@ -145,11 +145,12 @@ class CtalConfig(_CheckedConfig):
 
     fusion: str = "orthogonal"
     """How a task's head combines text and audio: `orthogonal` (the paper's), `orthogonal_attended` (that without
-    max-pooling), `concat`, `text`, `audio` or `gated`."""
+    max-pooling), `concat`, `text`, `audio`, `gated` or `tensor`."""
     audio_pooling: str = "max"
-    """Beside what a task's head attends to of the audio: its maximum (`max`, the paper's), or its deviation over time
-    (`statistics`: attentive statistics pooling, Okabe et al., 2018). The fusions `text`, `concat` and
-    `orthogonal_attended` look at neither."""
+    """Beside what a task's head attends to of the audio: its maximum (`max`, the paper's), its deviation over time
+    (`statistics`: attentive statistics pooling, Okabe et al., 2018), or how pitch and voicing are spread and how fast
+    the words come, in twelve numbers (`prosody`, for a model with `pitch`; docs/results.md). The fusions `text`,
+    `concat` and `orthogonal_attended` look at none."""
     use_weighted_layer_sum: bool = False
     """A task's head sees a weighted sum of the states of all layers, with weights that it learns (SUPERB, Yang et al.,
     2021), not those of the last layer alone."""
@@ -162,8 +163,13 @@ class CtalConfig(_CheckedConfig):
     """`reference` divides by the audio's norm twice, as the authors' code does (docs/parity.md)."""
     head_dropout_prob: float = 0.1
     """Dropout of the fused vector in training. The authors' code builds it without applying it."""
+    label_smoothing: float = 0.0
+    """Share of an emotion's label, a speaker's, or a score's with `histogram`, that is spread over all classes in
+    training (Szegedy et al., 2016), so that less is learned by heart."""
     regression_loss: str = "l1"
-    """Of a score, such as sentiment: `l1` (the paper's) or `mse`, the squared error."""
+    """Of a score, such as sentiment: `l1` (the paper's), `mse`, the squared error, or `histogram`: cross-entropy over
+    scores from -3 to 3, half a point apart, whose median is the answer (Imani and White, 2018). With `label_smoothing`
+    less is learned by heart than with the other two (docs/results.md)."""
     speaker_loss: str = "softmax"
     """Of speaker verification: `softmax` (cross-entropy, the paper's) or `aam` (additive angular margin)."""
     speaker_margin: float = 0.2
@@ -177,9 +183,9 @@ class CtalConfig(_CheckedConfig):
         super().__post_init__(**kwargs)
         choices = {
             "fusion": tuple(FUSIONS),
-            "audio_pooling": ("max", "statistics"),
+            "audio_pooling": ("max", "statistics", "prosody"),
             "orthogonal_norm": ("cosine", "reference"),
-            "regression_loss": ("l1", "mse"),
+            "regression_loss": ("l1", "mse", "histogram"),
             "speaker_loss": ("softmax", "aam"),
             "position_init": ("sinusoidal", "normal"),
         }
@@ -187,6 +193,12 @@ class CtalConfig(_CheckedConfig):
             _check_choice(name, getattr(self, name), allowed)
         for name in ("orthogonality_weight", "head_dropout_prob", "speaker_margin", "speaker_scale"):
             _check_range(name, getattr(self, name), whole=False)
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing={self.label_smoothing}: must be at least 0 and below 1")
+        if self.audio_pooling == "prosody" and not self.audio.pitch:
+            raise InputError(
+                "audio_pooling='prosody' is for a model whose features have pitch: pre-train one with --set pitch=true"
+            )
         for name, kind in CtalConfig.__annotations__.items():
             if kind == "bool":
                 _check_bool(name, getattr(self, name))
@@ -311,7 +323,7 @@ def architecture_fields() -> dict[str, Any]:
 HEAD_FIELDS = (
     *("fusion", "audio_pooling", "use_weighted_layer_sum", "standardise_pools"),
     *("orthogonality_weight", "orthogonal_norm", "head_dropout_prob"),
-    *("regression_loss", "speaker_loss", "speaker_margin", "speaker_scale"),
+    *("label_smoothing", "regression_loss", "speaker_loss", "speaker_margin", "speaker_scale"),
 )
 """Fields of `CtalConfig` that concern the head of a task alone."""
 

@@ -87,7 +87,7 @@ def pretraining_operations(config: CtalConfig, utterances: Iterable[Positions]) 
 
 
 def finetuning_operations(config: CtalConfig, utterances: Iterable[Positions], outputs: int) -> float:
-    """Likewise, with a task's head of `outputs` logits; what `gated` multiplies once an utterance is left out."""
+    """Likewise, with a task's head of `outputs` logits; what a fusion multiplies once an utterance is left out."""
     width, kind = config.hidden_size, FUSIONS[config.fusion]
     products = 0.0
     for each in utterances:

@@ -66,7 +66,7 @@ from ctal.tasks import (
     read_targets,
     trial_scores,
 )
-from ctal.text import encode_transcript
+from ctal.text import encode_transcript, spelling_of_tokens
 from ctal.training import Batch, Forward, Metrics, Progress, Silence, evaluation_device, process_state, to_device, train
 
 Evaluation = dict[str, Any]
@@ -137,7 +137,7 @@ def finetune(
         if not one:
             progress.note(f"{fold.called}: {len(fold.train)} utterances to train on, {len(fold.test)} to test")
         going_on = resume and (run / "config.json").is_file() if not one else resume
-        if objective.model.config.standardise_pools and not _has_its_constants(start_from, objective):
+        if objective.model.head.has_constants and not _has_its_constants(start_from, objective):
             # Also when it goes on: the constants are those of the first weights, which are the same again.
             _measure_pools(objective)
         train(objective, objective.config, run, resume=going_on, progress=progress)
@@ -732,7 +732,7 @@ def _has_its_constants(start_from: Path, objective: FinetuneObjective) -> bool:
 
 
 def _measure_pools(objective: FinetuneObjective) -> None:
-    """Standardises the pools by training utterances, in each process the same."""
+    """Takes the constants of the head from training utterances, in each process the same."""
     rng = np.random.default_rng(objective.config.seed)
     rows = rng.permutation(objective.train_rows)[:MEASURED_UTTERANCES]
     device = evaluation_device()
@@ -740,6 +740,8 @@ def _measure_pools(objective: FinetuneObjective) -> None:
     with closing(load(objective.dataset, wanted, objective.config.workers)) as batches:
         model = objective.model.eval()
         model.to(device)  # pyright: ignore[reportArgumentType]
+        if model.head.prosody is not None:
+            model.head.prosody.count_letters(*spelling_of_tokens(objective.processor.tokenizer))
         model.measure_pools(_inputs(to_device(batch, device)) for batch in batches)
 
 

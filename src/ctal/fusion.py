@@ -3,7 +3,8 @@
 Source: paper, section 3.5, and the authors' code. Every state goes through a linear layer and tanh; then text is pooled
 as its first token and as the maximum of the others, audio by attention and as its maximum. A fusion combines these four
 pools. A module of its own each, found by name in `FUSIONS`: one entry there adds a fusion. With `audio_pooling`
-"statistics" the deviation of the audio about what is attended stands in the place of its maximum.
+"statistics" the deviation of the audio about what is attended stands in the place of its maximum, with "prosody" what
+an utterance's functionals say (`ctal.prosody`).
 
 An utterance without a recording has no audio positions: its audio pools are 0, and it has no part in orthogonality.
 
@@ -14,6 +15,7 @@ Shape suffixes: B utterances, N packed positions of all of them, D hidden size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -35,7 +37,7 @@ class Pools(NamedTuple):
     text_max: Tensor
     audio_attended: Tensor
     audio_max: Tensor
-    """Or the deviation in its place."""
+    """Or, in its place, the deviation or what the prosody says."""
     has_audio: Tensor
     """(B,) bool."""
 
@@ -216,6 +218,33 @@ class GatedFusion(Fusion):
         return _side_by_side(first, mixed(self.gate_max, pools.text_max, pools.audio_max))
 
 
+class TensorFusion(Fusion):
+    """Ours, beyond the paper: every product of a few numbers of one modality and a few of the other, and each by itself
+    (tensor fusion network: Zadeh et al., 2017, formula 3), as many as the vector has room for; zeros behind them.
+
+    Where the tone turns the words into something else, that is a product, which sums have to be taught; and through so
+    few numbers little goes of what a transcript can be told by, so that less is learned by heart.
+    """
+
+    def __init__(self, hidden_size: int, norm: OrthogonalNorm) -> None:
+        super().__init__(hidden_size, norm)
+        rank = math.isqrt(2 * hidden_size) - 1
+        self.text, self.audio = (
+            nn.Sequential(nn.Linear(2 * hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, rank), nn.Tanh())
+            for _ in range(2)
+        )
+
+    def forward(self, pools: Pools) -> Fused:
+        text_BR = self.text(torch.cat([pools.text_first, pools.text_max], 1))
+        audio_BR = self.audio(torch.cat([pools.audio_attended, pools.audio_max], 1))
+        audio_BR = audio_BR.masked_fill(~pools.has_audio[:, None], 0)
+        # The 1 beside the numbers of one is what those of the other are multiplied with to stand by themselves.
+        text, audio = (F.pad(each, (0, 1), value=1.0) for each in (text_BR, audio_BR))
+        products = (text[:, :, None] * audio[:, None, :]).flatten(1)
+        vector = F.pad(products, (0, 2 * pools.text_first.shape[1] - products.shape[1]))
+        return Fused(vector, torch.zeros(len(vector), device=vector.device))
+
+
 FUSIONS: dict[str, type[Fusion]] = {
     "orthogonal": OrthogonalFusion,
     "orthogonal_attended": OrthogonalAttendedFusion,
@@ -223,6 +252,7 @@ FUSIONS: dict[str, type[Fusion]] = {
     "text": TextFusion,
     "audio": AudioFusion,
     "gated": GatedFusion,
+    "tensor": TensorFusion,
 }
 """Name, as in `CtalConfig.fusion` → module."""
 

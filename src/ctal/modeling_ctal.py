@@ -36,6 +36,7 @@ from ctal.attention import Lengths, attention_weights, packed_attention
 from ctal.configuration_ctal import CtalAudioConfig, CtalConfig, CtalTextConfig
 from ctal.dropout import Dropout
 from ctal.errors import InputError
+from ctal.features import NUM_PITCH
 from ctal.fusion import (
     FUSIONS,
     Fused,
@@ -48,6 +49,10 @@ from ctal.fusion import (
 )
 from ctal.gelu import linear_of_gelu
 from ctal.masking import IGNORED
+from ctal.prosody import Prosody
+
+SCORES = tuple(half / 2 for half in range(-6, 7))
+"""Of `regression_loss="histogram"`: -3 … 3, half a point apart."""
 
 
 @dataclass
@@ -396,6 +401,8 @@ class CtalPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PoolStandardisation):
             module.mean_4D.zero_()
             module.deviation_4D.fill_(1.0)
+        elif isinstance(module, Prosody):
+            module.initialize()  # behind its linear layer, since transformers visits children first
         elif isinstance(module, TextEncoder | AudioEncoder):
             nn.init.normal_(module.token_type_embedding, std=std)
             if self.config.position_init == "sinusoidal":
@@ -450,6 +457,7 @@ class CtalModel(CtalPreTrainedModel):
         if frames is None:
             return CtalModelOutput(text_hidden_state=text.padded())
         weights: list[list[Tensor]] | None = [] if output_attentions else None
+        frames = self.stacked(frames)
         audio = frames.with_values(self.audio_encoder(frames, text, weights=weights))
         return CtalModelOutput(
             text_hidden_state=text.padded(),
@@ -464,7 +472,7 @@ class CtalModel(CtalPreTrainedModel):
         input_features: Tensor | None = None,
         feature_attention_mask: Tensor | None = None,
     ) -> tuple[Packed, Packed | None]:
-        """Inputs → packed tokens (N,) and packed, stacked frames (N, F·frame_stack); checks both."""
+        """Inputs → packed tokens (N,) and packed frames (N, F), not yet `stacked`; checks both."""
         if input_ids is None:
             if input_features is None:
                 raise InputError("neither input_ids nor input_features given: a batch needs one of them")
@@ -482,7 +490,11 @@ class CtalModel(CtalPreTrainedModel):
         frames = self._pack_features(input_features, feature_attention_mask)
         if frames.shape[0] != len(input_ids):
             raise InputError(f"{len(input_ids)} texts but {frames.shape[0]} recordings: give the same number")
-        return tokens, stack_frames(frames, self.config.audio.frame_stack)
+        return tokens, frames
+
+    def stacked(self, frames: Packed) -> Packed:
+        """Packed frames (N, F) as the audio encoder takes them, (N, F·frame_stack)."""
+        return stack_frames(frames, self.config.audio.frame_stack)
 
     def _pack_features(self, features: Tensor, mask: Tensor | None) -> Packed:
         """(B, T, F) or (N, F) features → packed (N, F)."""
@@ -565,6 +577,7 @@ class CtalForPreTraining(CtalPreTrainedModel):
             output_attentions: Also return what each frame attends to in the text; implies `output_hidden_states`.
         """
         text, frames = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
+        frames = None if frames is None else self.ctal.stacked(frames)
         # Before anything is computed, since a GPU is waited for to learn what is masked.
         tokens_to_predict = None if labels is None else self._tokens_to_predict(text, labels)
         frames_to_predict: FramesToPredict | None = None
@@ -676,6 +689,9 @@ class FusionHead(nn.Module):
         self.audio_dense = nn.Linear(width, width) if kind.uses_audio else None
         self.audio_attention = nn.Linear(width, 1) if kind.uses_audio else None
         self.audio_pooling = config.audio_pooling
+        self.prosody = None
+        if kind.uses_audio and config.audio_pooling == "prosody":
+            self.prosody = Prosody(width, config.text.vocab_size)
         self.text_layers = self.audio_layers = None
         if config.use_weighted_layer_sum:
             self.text_layers = WeightedLayerSum(config.text.num_hidden_layers) if kind.uses_text else None
@@ -685,12 +701,17 @@ class FusionHead(nn.Module):
         self.fusion = kind(width, norm)
         self.dense = nn.Linear(2 * width, 2 * width)
 
+    @property
+    def has_constants(self) -> bool:
+        """Whether there is something to measure before it is trained."""
+        return self.standardisation is not None or self.prosody is not None
+
     def forward(self, pools: Pools) -> Fused:
         fused = self.fusion(pools if self.standardisation is None else self.standardisation(pools))
         return fused._replace(vector=self.dense(fused.vector).tanh())
 
-    def pools(self, text: Packed, audio: Packed | None) -> Pools:
-        """`audio` is None where no utterance has a recording."""
+    def pools(self, text: Packed, audio: Packed | None, functionals_BP: Tensor | None = None) -> Pools:
+        """`audio` is None where no utterance has a recording; `functionals_BP` are for `audio_pooling="prosody"`."""
         batch = len(text.lengths.sizes)
         zeros_BD = text.values.new_zeros(batch, text.values.shape[1])
         pools = Pools(
@@ -710,9 +731,15 @@ class FusionHead(nn.Module):
                 attended, other = segment_statistics(states_ND, scores_N, owner, batch)
             else:
                 attended = segment_attend(states_ND, scores_N, owner, batch)
-                other = segment_max(states_ND, owner, batch)
+                other = segment_max(states_ND, owner, batch) if self.prosody is None else self.spoken(functionals_BP)
             pools = pools._replace(audio_attended=attended, audio_max=other, has_audio=has_audio)
         return pools
+
+    def spoken(self, functionals_BP: Tensor | None) -> Tensor:
+        """The pool that `audio_pooling="prosody"` has in the place of the maximum; 0 without a recording."""
+        assert self.prosody is not None
+        assert functionals_BP is not None
+        return self.prosody(functionals_BP).masked_fill(functionals_BP.isnan().all(1, keepdim=True), 0)
 
 
 class _CtalForTask(CtalPreTrainedModel):
@@ -727,7 +754,7 @@ class _CtalForTask(CtalPreTrainedModel):
         self.ctal = CtalModel(config)
         self.head = FusionHead(config)
         self.dropout = Dropout(config.head_dropout_prob)
-        self.classifier = nn.Linear(2 * config.hidden_size, len(config.id2label or ()), bias=False)
+        self.classifier = nn.Linear(2 * config.hidden_size, self._outputs(config), bias=False)
         self.post_init()
 
     def forward(
@@ -751,7 +778,7 @@ class _CtalForTask(CtalPreTrainedModel):
         packed = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
         fused = self.head(self._pools(*packed))
         logits = self._logits(fused.vector, labels)
-        output = CtalTaskOutput(logits=logits, embeddings=fused.vector)
+        output = CtalTaskOutput(logits=self._answers(logits), embeddings=fused.vector)
         if labels is not None:
             _check_shape("labels", labels, logits.shape[:1])
             count = _at_least_one(len(logits) if utterance_count is None else utterance_count)
@@ -763,46 +790,109 @@ class _CtalForTask(CtalPreTrainedModel):
 
     @torch.no_grad()
     def measure_pools(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Standardises the pools of a new head with `standardise_pools` by what these training utterances give.
+        """Takes the constants of a new head, of its pools with `standardise_pools` and of what it hears of prosody with
+        `audio_pooling="prosody"`, from what these training utterances give.
 
         To be called once, before training. Each batch has arguments of `CtalModel`'s `forward`. Raises `InputError` for
-        a model without `standardise_pools`.
+        a model without either.
         """
-        if self.head.standardisation is None:
-            raise InputError("measure_pools: is for a model with standardise_pools=True")
-        self.head.standardisation.measure([self._pools(*self.ctal.pack_inputs(**batch)) for batch in batches])
+        standardisation, prosody = self.head.standardisation, self.head.prosody
+        if not self.head.has_constants:
+            raise InputError("measure_pools: is for a model with standardise_pools=True or audio_pooling='prosody'")
+        packed = (self.ctal.pack_inputs(**batch) for batch in batches)
+        found = [(self._pools(*each), self._functionals(*each)) for each in packed]
+        pools = [each for each, _ in found]
+        if prosody is not None:
+            prosody.measure([functionals_BP for _, functionals_BP in found if functionals_BP is not None])
+            pools = [each._replace(audio_max=self.head.spoken(functionals_BP)) for each, functionals_BP in found]
+        if standardisation is not None:
+            standardisation.measure(pools)
 
     def _pools(self, text: Packed, frames: Packed | None) -> Pools:
         if frames is None and not self.head.fusion.uses_text:
             raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
         text_layers, audio_layers = self.head.text_layers, self.head.audio_layers
+        functionals_BP = self._functionals(text, frames)
         layers: list[Tensor] = []
         last = self.ctal.text_encoder(text, layers if text_layers is not None else None)
         text = last if text_layers is None else last.with_values(text_layers(layers))
         if frames is None or not self.head.fusion.uses_audio:
             return self.head.pools(text, None)
         layers = []
-        states_ND = self.ctal.audio_encoder(frames, last, layers=layers if audio_layers is not None else None)
-        audio = frames.with_values(states_ND if audio_layers is None else audio_layers(layers))
-        return self.head.pools(text, audio)
+        stacked = self.ctal.stacked(frames)
+        states_ND = self.ctal.audio_encoder(stacked, last, layers=layers if audio_layers is not None else None)
+        audio = stacked.with_values(states_ND if audio_layers is None else audio_layers(layers))
+        return self.head.pools(text, audio, functionals_BP)
+
+    def _functionals(self, tokens: Packed, frames: Packed | None) -> Tensor | None:
+        """(B, P) of `ctal.prosody`, where the head looks at them."""
+        if self.head.prosody is None or frames is None:
+            return None
+        pitch_N3 = frames.values[:, -NUM_PITCH:]
+        return self.head.prosody.functionals(
+            pitch_N3[:, 0], pitch_N3[:, 2], frames.lengths, tokens.values, tokens.owner
+        )
+
+    @classmethod
+    def _outputs(cls, config: CtalConfig) -> int:
+        """Of the classifier."""
+        return len(config.id2label or ())
 
     def _logits(self, fused_BE: Tensor, labels: Tensor | None) -> Tensor:
         return self.classifier(self.dropout(fused_BE))
 
+    def _answers(self, logits: Tensor) -> Tensor:
+        """(B, C) from what the loss takes."""
+        return logits
+
+    @property
+    def _smoothing(self) -> float:
+        return self.config.label_smoothing if self.training else 0.0
+
     def _loss(self, logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None) -> Tensor:
         """Sum over utterances."""
-        losses = F.cross_entropy(logits_BC, labels_B.long(), reduction="none")
+        losses = F.cross_entropy(logits_BC, labels_B.long(), reduction="none", label_smoothing=self._smoothing)
         return (losses if weights_C is None else losses * weights_C[labels_B.long()]).sum()
 
 
 class CtalForSequenceClassification(_CtalForTask):
-    """An emotion or another class of an utterance; with `problem_type="regression"` and one label, a score."""
+    """An emotion or another class of an utterance; with `problem_type="regression"` and one label, a score.
+
+    With `regression_loss="histogram"` the score is the median of a distribution over `SCORES`, which is what makes the
+    mean absolute error the least; it is learned by cross-entropy (histogram loss: Imani and White, 2018), a label
+    between two of them as its shares of both.
+    """
+
+    @classmethod
+    def _outputs(cls, config: CtalConfig) -> int:
+        return len(SCORES) if _has_histogram(config) else super()._outputs(config)
+
+    def _answers(self, logits: Tensor) -> Tensor:
+        if not _has_histogram(self.config):
+            return logits
+        reached_BS = logits.float().softmax(1).cumsum(1) >= 0.5
+        return logits.new_tensor(SCORES)[reached_BS.int().argmax(1)][:, None]
 
     def _loss(self, logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None) -> Tensor:
+        if _has_histogram(self.config):
+            return F.cross_entropy(
+                logits_BC, _shares_of_scores(labels_B), reduction="sum", label_smoothing=self._smoothing
+            )
         if self.config.problem_type == "regression":
             loss = F.l1_loss if self.config.regression_loss == "l1" else F.mse_loss
             return loss(logits_BC[:, 0], labels_B.float(), reduction="sum")
         return super()._loss(logits_BC, labels_B, weights_C)
+
+
+def _has_histogram(config: CtalConfig) -> bool:
+    return config.problem_type == "regression" and config.regression_loss == "histogram"
+
+
+def _shares_of_scores(labels_B: Tensor) -> Tensor:
+    """(B, S) of each of `SCORES`: the nearer of the two that a label lies between, the more."""
+    step = SCORES[1] - SCORES[0]
+    apart_BS = (labels_B.float().clamp(SCORES[0], SCORES[-1])[:, None] - labels_B.new_tensor(SCORES)).abs()
+    return (1 - apart_BS / step).clamp_min(0)
 
 
 class CtalForXVector(_CtalForTask):

@@ -138,6 +138,27 @@ def encode_transcript(text: str | None, tokenizer: PreTrainedTokenizerBase) -> l
     return tokenizer(normalized, truncation=True, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
+def spelling_of_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+    """Of each entry of a vocabulary made here or by the authors: how many letters and digits it has, and whether a word
+    begins with it or, which is said of `<s>`, behind it. Sums over a transcript's tokens are its letters and words."""
+    byte_of = _bytes_of_characters()
+    letters, begins_word = [], []
+    for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+        is_special = token in SPECIAL_TOKENS
+        spelled = [] if is_special else [byte_of[character] for character in token]
+        # In UTF-8 all bytes of a character but the first are continuation bytes, 10xxxxxx.
+        letters.append(sum(byte & 0xC0 != 0x80 and byte not in b" '" for byte in spelled))
+        begins_word.append(token == "<s>" or spelled[:1] == [ord(" ")])
+    return letters, begins_word
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The visible character that stands for each byte in a byte-level BPE (GPT-2's)."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = sorted(set(range(256)) - set(visible))
+    return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
 def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
