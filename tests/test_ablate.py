@@ -246,6 +246,8 @@ def test_plans_that_come_with_ctal_are_sound_and_others_are_named():
         "real-emotion",
         "real-verification",
         "sentiment",
+        "tone",
+        "tone-sentiment",
     ]
     for name in plan_names():
         assert load_plan(name).about

@@ -31,11 +31,14 @@ from ctal.heard import Heard
 from ctal.inference import Recording, pipeline
 from ctal.masking import mask_blocks
 from ctal.model_folders import load_processor
-from ctal.pretrain import load_model
+from ctal.modeling_ctal import SCORES
+from ctal.pretrain import load_model, new_extractor, new_model
+from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import FinetuneConfig, learning_rate, make_config
 from ctal.report.tasks import write_task_report
 from ctal.store import Store, prepare_store
 from ctal.tasks import TASKS, read_targets
+from ctal.text import spelling_of_tokens
 from ctal.training import Silence, parameter_groups
 
 QUICK: dict[str, Any] = {
@@ -432,6 +435,40 @@ def test_pools_are_measured_anew_where_a_model_is_continued_with_another_pooling
     )
     assert (after >= 0).all()
     assert not torch.allclose(before, after)
+
+
+def test_a_head_that_hears_prosody_keeps_what_it_measured_and_gives_in_use_what_it_was_judged_by(
+    labelled: Labelled, tmp_path: Path
+) -> None:
+    processor = load_processor(labelled.pretrained)
+    processor = CtalProcessor(new_extractor({"pitch": True, "cmvn": "fixed"}), processor.tokenizer)
+    start = tmp_path / "start"
+    new_model("nano", processor, {"frame_stack": 2}).save_pretrained(start)
+    processor.save_pretrained(start)
+    head = {"fusion": "tensor", "audio_pooling": "prosody", "label_smoothing": 0.2, "regression_loss": "histogram"}
+    config = make_config(FinetuneConfig, QUICK, {"epochs": 1, "weights": "random"})
+    finetune("emotion", [labelled.split], tmp_path / "emotion", config, start_from=start, head=head)
+    config, start = make_config(FinetuneConfig, QUICK, {"epochs": 1}), tmp_path / "emotion" / "model"
+    finetune("sentiment", [labelled.split], tmp_path / "sentiment", config, start_from=start, head=head)
+
+    kept = ("letters_V", "begins_word_V", "mean_P", "deviation_P")
+    before, after = (
+        [load_file(tmp_path / task / "model" / "model.safetensors")[f"head.prosody.{name}"] for name in kept]
+        for task in ("emotion", "sentiment")
+    )
+    assert before[0].tolist() == spelling_of_tokens(processor.tokenizer)[0]
+    assert before[3].min() > 0
+    assert (before[3] != 1).all()
+    assert all(torch.equal(*each) for each in zip(before, after, strict=True))
+
+    hear, store = pipeline("sentiment", tmp_path / "sentiment" / "model", device="cpu"), Store(labelled.split)
+    place = {name: number for number, name in enumerate(store.index.ids)}
+    for line in (tmp_path / "sentiment" / "predictions.jsonl").read_text().splitlines():
+        judged = json.loads(line)
+        stored = store.read(place[judged["id"]])
+        result = hear(load_audio(stored.audio, stored.id), text=stored.text, sampling_rate=SAMPLING_RATE)
+        assert result.score == judged["prediction"]
+        assert judged["prediction"] in SCORES
 
 
 @pytest.mark.parametrize("frozen", ["text", "audio", "both"])

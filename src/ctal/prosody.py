@@ -75,7 +75,7 @@ class Prosody(nn.Module):
         sizes_B = frames.offsets.diff()
         pitch_B8 = _spread(log_hertz_N.float(), frames)
         letters_B, words_B = (
-            torch.zeros(len(sizes_B), device=ids_L.device).index_add(0, owner_L, counts_V[ids_L])
+            torch.zeros(len(sizes_B), device=ids_L.device).index_add(0, owner_L, counts_V[ids_L].float())
             for counts_V in (self.letters_V, self.begins_word_V)
         )
         rates_B2 = torch.stack([letters_B, words_B], 1).clamp_min(1).log() - sizes_B.clamp_min(1).log()[:, None]
@@ -95,7 +95,7 @@ class Prosody(nn.Module):
     def forward(self, functionals_BP: Tensor) -> Tensor:
         """(B, width), between -1 and 1; the mean of training stands for what is not known."""
         standardised_BP = ((functionals_BP - self.mean_P) / self.deviation_P).nan_to_num(0.0)
-        return self.dense(standardised_BP.to(self.dense.weight.dtype)).tanh()
+        return self.dense(standardised_BP.to(self.mean_P.dtype)).tanh()
 
 
 def _spread(values_N: Tensor, lengths: Lengths) -> Tensor:
