@@ -98,9 +98,20 @@ def test_an_utterance_without_a_recording_gives_what_its_text_alone_gives(fusion
     assert mixed.loss.isfinite()
 
 
-def test_without_any_recording_every_parameter_still_has_a_gradient() -> None:
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("pooling", ["max", "prosody"])
+def test_with_prosody_or_without_every_parameter_that_there_is_has_a_gradient(fusion: str, pooling: str) -> None:
+    # DDP waits for all of them; of an encoder or a layer that the fusion does not look at there is none to wait for.
+    model = task_model(fusion=fusion, pitch=True, audio_pooling=pooling)
+    model(**BATCH, labels=LABELS).loss.backward()
+
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+
+
+@pytest.mark.parametrize("head", [{}, {"fusion": "tensor", "pitch": True, "audio_pooling": "prosody"}])
+def test_without_any_recording_every_parameter_still_has_a_gradient(head: dict[str, Any]) -> None:
     # DDP waits for all of them.
-    model = task_model()
+    model = task_model(**head)
     model(**BATCH | {"feature_attention_mask": 0 * BATCH["feature_attention_mask"]}, labels=LABELS).loss.backward()
 
     assert all(parameter.grad is not None for parameter in model.parameters())

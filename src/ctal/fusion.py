@@ -144,6 +144,8 @@ class Fusion(nn.Module):
 
     uses_text: bool = True
     uses_audio: bool = True
+    uses_both_kinds: bool = True
+    """Of a modality's pools, not the first alone."""
 
     def __init__(self, hidden_size: int, norm: OrthogonalNorm) -> None:
         super().__init__()
@@ -165,6 +167,8 @@ class OrthogonalFusion(Fusion):
 class OrthogonalAttendedFusion(Fusion):
     """The paper's without its second kind of pool, the maxima, in whose place there are zeros."""
 
+    uses_both_kinds = False
+
     def forward(self, pools: Pools) -> Fused:
         summed = pools.text_first + pools.audio_attended
         vector = torch.cat([summed, torch.zeros_like(summed)], 1)
@@ -173,6 +177,8 @@ class OrthogonalAttendedFusion(Fusion):
 
 class ConcatFusion(Fusion):
     """The authors' plain fusion: the first token beside the attended audio."""
+
+    uses_both_kinds = False
 
     def forward(self, pools: Pools) -> Fused:
         return _side_by_side(pools.text_first, pools.audio_attended)

@@ -49,7 +49,7 @@ from ctal.fusion import (
 )
 from ctal.gelu import linear_of_gelu
 from ctal.masking import IGNORED
-from ctal.prosody import Prosody
+from ctal.prosody import NUM_FUNCTIONALS, Prosody
 
 SCORES = tuple(half / 2 for half in range(-6, 7))
 """Of `regression_loss="histogram"`: -3 … 3, half a point apart."""
@@ -690,7 +690,7 @@ class FusionHead(nn.Module):
         self.audio_attention = nn.Linear(width, 1) if kind.uses_audio else None
         self.audio_pooling = config.audio_pooling
         self.prosody = None
-        if kind.uses_audio and config.audio_pooling == "prosody":
+        if config.audio_pooling == "prosody" and kind.uses_audio and kind.uses_both_kinds:
             self.prosody = Prosody(width, config.text.vocab_size)
         self.text_layers = self.audio_layers = None
         if config.use_weighted_layer_sum:
@@ -799,12 +799,15 @@ class _CtalForTask(CtalPreTrainedModel):
         standardisation, prosody = self.head.standardisation, self.head.prosody
         if not self.head.has_constants:
             raise InputError("measure_pools: is for a model with standardise_pools=True or audio_pooling='prosody'")
-        packed = (self.ctal.pack_inputs(**batch) for batch in batches)
-        found = [(self._pools(*each), self._functionals(*each)) for each in packed]
-        pools = [each for each, _ in found]
+        pools, functionals = [], []
+        for packed in (self.ctal.pack_inputs(**batch) for batch in batches):
+            pools.append(self._pools(*packed))
+            if prosody is not None:
+                functionals.append(self._functionals(prosody, *packed))
         if prosody is not None:
-            prosody.measure([functionals_BP for _, functionals_BP in found if functionals_BP is not None])
-            pools = [each._replace(audio_max=self.head.spoken(functionals_BP)) for each, functionals_BP in found]
+            prosody.measure(functionals)
+            heard = zip(pools, functionals, strict=True)
+            pools = [each._replace(audio_max=self.head.spoken(functionals_BP)) for each, functionals_BP in heard]
         if standardisation is not None:
             standardisation.measure(pools)
 
@@ -812,7 +815,8 @@ class _CtalForTask(CtalPreTrainedModel):
         if frames is None and not self.head.fusion.uses_text:
             raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
         text_layers, audio_layers = self.head.text_layers, self.head.audio_layers
-        functionals_BP = self._functionals(text, frames)
+        prosody = self.head.prosody
+        functionals_BP = None if prosody is None else self._functionals(prosody, text, frames)
         layers: list[Tensor] = []
         last = self.ctal.text_encoder(text, layers if text_layers is not None else None)
         text = last if text_layers is None else last.with_values(text_layers(layers))
@@ -824,14 +828,13 @@ class _CtalForTask(CtalPreTrainedModel):
         audio = stacked.with_values(states_ND if audio_layers is None else audio_layers(layers))
         return self.head.pools(text, audio, functionals_BP)
 
-    def _functionals(self, tokens: Packed, frames: Packed | None) -> Tensor | None:
-        """(B, P) of `ctal.prosody`, where the head looks at them."""
-        if self.head.prosody is None or frames is None:
-            return None
-        pitch_N3 = frames.values[:, -NUM_PITCH:]
-        return self.head.prosody.functionals(
-            pitch_N3[:, 0], pitch_N3[:, 2], frames.lengths, tokens.values, tokens.owner
-        )
+    @staticmethod
+    def _functionals(prosody: Prosody, tokens: Packed, frames: Packed | None) -> Tensor:
+        """(B, P) of utterances whose frames end with their pitch."""
+        if frames is None:
+            return torch.full((len(tokens.lengths.sizes), NUM_FUNCTIONALS), torch.nan, device=tokens.index.device)
+        log_hertz_N, _, voicing_N = frames.values[:, -NUM_PITCH:].unbind(1)
+        return prosody.functionals(log_hertz_N, voicing_N, frames.lengths, tokens.values, tokens.owner)
 
     @classmethod
     def _outputs(cls, config: CtalConfig) -> int:
