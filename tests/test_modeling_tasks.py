@@ -152,7 +152,7 @@ def test_labels_are_smoothed_in_training_alone() -> None:
 
 def test_a_histogram_of_scores_is_learned_by_its_shares_and_answers_with_its_median() -> None:
     model = task_model(labels=1, problem_type="regression", fusion="concat", regression_loss="histogram")
-    heights: list[torch.Tensor] = []
+    heights: list[Any] = []
     model.classifier.register_forward_hook(lambda _, __, output: heights.append(output))
     labels = torch.tensor([-3.0, 0.125, 1.0, 3.0])
 
