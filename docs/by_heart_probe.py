@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ctal.audio import load_audio
 from ctal.fusion import FUSIONS, Pools
-from ctal.modeling_ctal import SCORES
+from ctal.modeling_ctal import SCORES, median_score
 
 WIDTH, IDENTITY, PASSES, BATCH = 256, 200, 30, 16
 WORD_CLASSES = (-2, -1, 0, 1, 2)
@@ -89,8 +89,7 @@ def main() -> None:
                 values.append((outputs.argmax(1) == emotions[~is_training]).float().mean())
                 continue
             if smoothing is not None:
-                median = (outputs.softmax(1).cumsum(1) >= 0.5).int().argmax(1)
-                outputs = torch.tensor(SCORES)[median][:, None]
+                outputs = median_score(outputs)
             values.append((outputs[:, 0] - sentiments[~is_training]).abs().mean())
         return float(torch.stack(values).mean())
 

@@ -191,10 +191,9 @@ class CtalConfig(_CheckedConfig):
         }
         for name, allowed in choices.items():
             _check_choice(name, getattr(self, name), allowed)
-        for name in ("orthogonality_weight", "head_dropout_prob", "speaker_margin", "speaker_scale"):
+        names = ("orthogonality_weight", "head_dropout_prob", "label_smoothing", "speaker_margin", "speaker_scale")
+        for name in names:
             _check_range(name, getattr(self, name), whole=False)
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing={self.label_smoothing}: must be at least 0 and below 1")
         if self.audio_pooling == "prosody" and not self.audio.pitch:
             raise InputError(
                 "audio_pooling='prosody' is for a model whose features have pitch: pre-train one with --set pitch=true"
@@ -278,18 +277,18 @@ def _check_bool(name: str, value: Any) -> None:
 
 
 def _check_range(name: str, value: Any, *, whole: bool) -> None:
-    """Counts are whole and at least 1 (ids 0), dropout is a probability below 1, other numbers are positive."""
+    """Counts are whole and at least 1 (ids 0), dropout and smoothing are shares below 1, other numbers are positive."""
     if whole:
         lowest = 0 if name.endswith("_token_id") else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise InputError(f"{name}={value!r}: must be a whole number of at least {lowest}")
     elif not isinstance(value, int | float) or isinstance(value, bool):
         raise InputError(f"{name}={value!r}: must be a number")
-    elif name.endswith("dropout_prob") and not 0 <= value < 1:
+    elif name.endswith(("dropout_prob", "smoothing")) and not 0 <= value < 1:
         raise InputError(f"{name}={value}: must be at least 0 and below 1")
     elif name in ("orthogonality_weight", "speaker_margin") and not 0 <= value < float("inf"):
         raise InputError(f"{name}={value}: must be at least 0")
-    elif not name.endswith(("dropout_prob", "weight", "margin")) and not 0 < value < float("inf"):
+    elif not name.endswith(("dropout_prob", "smoothing", "weight", "margin")) and not 0 < value < float("inf"):
         raise InputError(f"{name}={value}: must be above 0")
 
 

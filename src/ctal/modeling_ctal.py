@@ -871,10 +871,7 @@ class CtalForSequenceClassification(_CtalForTask):
         return len(SCORES) if _has_histogram(config) else super()._outputs(config)
 
     def _answers(self, logits: Tensor) -> Tensor:
-        if not _has_histogram(self.config):
-            return logits
-        reached_BS = logits.float().softmax(1).cumsum(1) >= 0.5
-        return logits.new_tensor(SCORES)[reached_BS.int().argmax(1)][:, None]
+        return median_score(logits) if _has_histogram(self.config) else logits
 
     def _loss(self, logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None) -> Tensor:
         if _has_histogram(self.config):
@@ -889,6 +886,12 @@ class CtalForSequenceClassification(_CtalForTask):
 
 def _has_histogram(config: CtalConfig) -> bool:
     return config.problem_type == "regression" and config.regression_loss == "histogram"
+
+
+def median_score(logits_BS: Tensor) -> Tensor:
+    """(B, 1): the first of `SCORES` by which half of the distribution is reached."""
+    reached_BS = logits_BS.float().softmax(1).cumsum(1) >= 0.5
+    return logits_BS.new_tensor(SCORES)[reached_BS.int().argmax(1)][:, None]
 
 
 def _shares_of_scores(labels_B: Tensor) -> Tensor:
