@@ -10,7 +10,6 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -29,6 +28,7 @@ from benchmarks.harness import (
     Table,
     alternate,
     fresh_processes,
+    in_fresh_process,
     say,
     significant,
     times_faster,
@@ -314,9 +314,7 @@ def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
     write_store(folder, np.linspace(0.6, 1.4, 40).tolist())
     fields = {"steps": steps, "batch_frames": 100, "checkpoint_every": steps // 10, "workers": 1}
     wanted = [steps // 10, steps // 2, steps]
-    with ProcessPoolExecutor(1, fresh_processes()) as pool:
-        config = make_config(PretrainConfig, fields)
-        found = pool.submit(train_and_watch, folder, size, config, wanted).result()
+    found = in_fresh_process(train_and_watch, folder, size, make_config(PretrainConfig, fields), wanted)
     lines = []
     for number, name in enumerate(("training", "its worker")):
         megabytes = [found[step][number] for step in wanted]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import os
 import platform
@@ -17,14 +18,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +40,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 CPU = torch.device("cpu")
+
+Result = TypeVar("Result")
 
 
 def say(message: str) -> None:
@@ -134,6 +139,21 @@ def fresh_processes() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.pretraining_step", "torch.utils.tensorboard"])
     return context
+
+
+def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """What `work`, a function at the top of a module, gives in a process that keeps nothing of what ran before it.
+
+    Raises:
+        BrokenProcessPool: it was killed, mostly by the system for want of memory.
+    """
+    with ProcessPoolExecutor(1, fresh_processes()) as pool:
+        return pool.submit(partial(_quietly, work), *arguments).result()
+
+
+def _quietly(work: Callable[..., Result], *arguments: object) -> Result:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    return work(*arguments)
 
 
 def peak_memory(work: Callable[..., object], *arguments: object) -> float:
