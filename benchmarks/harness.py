@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -148,10 +148,12 @@ def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
         BrokenProcessPool: it was killed, mostly by the system for want of memory.
     """
     with ProcessPoolExecutor(1, fresh_processes()) as pool:
-        return pool.submit(partial(_quietly, work), *arguments).result()
+        return pool.submit(partial(_as_main, work), *arguments).result()
 
 
-def _quietly(work: Callable[..., Result], *arguments: object) -> Result:
+def _as_main(work: Callable[..., Result], *arguments: object) -> Result:
+    """`work` with loaders that start their workers as in a program of its own, not as this process was started."""
+    set_start_method(None, force=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     return work(*arguments)
 

@@ -293,7 +293,7 @@ def test_memory_is_told_of_the_training_and_its_worker_after_the_wanted_steps(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     write_store(tmp_path, [0.4, 0.8, 0.6, 0.5])
     config = make_config(PretrainConfig, {"steps": 6, "batch_frames": 100, "workers": 1})
-    found = train_and_watch(tmp_path, "nano", config, [2, 6])
+    found = harness.in_fresh_process(train_and_watch, tmp_path, "nano", config, [2, 6])
     assert list(found) == [2, 6]
     assert all(50 < megabytes < 5000 for both in found.values() for megabytes in both)
 
