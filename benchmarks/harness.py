@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -76,15 +76,19 @@ def significant(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round; a contender that returns a float has timed itself.
+def alternate(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, once: Collection[str] = ()
+) -> dict[str, list[float]]:
+    """Seconds of every contender in every round, of those in `once` in the last alone.
+
+    A contender that returns a float has timed itself.
 
     Every other round goes backwards, so that neither a machine that slows down nor a neighbour in the order favours
     anyone.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
-        names = list(contenders)
+        names = [name for name in contenders if name not in once or number == rounds - 1]
         for name in names if number % 2 == 0 else reversed(names):
             gc.collect()
             began = time.perf_counter()
@@ -95,8 +99,8 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> di
 
 
 def times_faster(baseline: Sequence[float], contender: Sequence[float]) -> Spread:
-    """Ratios of the seconds of the same rounds."""
-    return Spread.of(slow / quick for slow, quick in zip(baseline, contender, strict=True))
+    """Ratios of the seconds of the same rounds; a contender with fewer of them took part in the last ones."""
+    return Spread.of(slow / quick for slow, quick in zip(baseline[-len(contender) :], contender, strict=True))
 
 
 class Stopwatch:

@@ -354,6 +354,13 @@ def test_rounds_alternate_and_every_other_one_goes_backwards() -> None:
     assert seconds["own"] == [12.5, 12.5], "timed by itself"
 
 
+def test_who_is_timed_once_is_compared_with_the_last_round() -> None:
+    own = iter([1.0, 2.0, 6.0])
+    seconds = alternate({"all": lambda: next(own), "slow": lambda: 12.0}, 3, once=["slow"])
+    assert seconds == {"all": [1.0, 2.0, 6.0], "slow": [12.0]}
+    assert times_faster(seconds["all"], seconds["slow"]) == Spread(0.5, 0.5, 0.5)
+
+
 def test_a_ratio_compares_the_same_rounds() -> None:
     assert times_faster([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == Spread(3.0, 2.0, 4.0)
 
