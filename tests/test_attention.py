@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ctal import attention
 from ctal.attention import Lengths, attention_weights, packed_attention
 
 HEADS, WIDTH = 2, 4
@@ -82,6 +83,57 @@ def test_dropout_drops_weights_and_keeps_their_mean() -> None:
 
     assert attended.std() > 0.1
     assert attended.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@given(sizes=utterances, seed=st.integers(0, 2**31), block=st.integers(1, 100), causal=st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_dropout_that_drops_nothing_is_plain_attention_in_blocks_of_any_size(
+    sizes: list[tuple[int, int]], seed: int, block: int, causal: bool
+) -> None:
+    queries, keys = ([size[side] for size in sizes] for side in (1 if causal else 0, 1))
+    inputs = [tensor.requires_grad_() for tensor in draw(seed, sum(queries), sum(keys), sum(keys))]
+    lengths = Lengths(queries, CPU), Lengths(keys, CPU)
+
+    def outcome(dropout: float) -> list[Tensor]:
+        query, key, value = inputs
+        result = packed_attention(query, key, value, *lengths, causal=causal, dropout=dropout)
+        return [result, *torch.autograd.grad(result.square().sum(), inputs)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK", block)
+        dropped = outcome(1e-9)
+    for mine, plain in zip(dropped, outcome(0.0), strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_are_those_of_the_weights_that_were_dropped(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 20)
+    inputs = tuple(tensor.requires_grad_() for tensor in draw(0, 11, 11, 11))
+    lengths = Lengths([7, 4], CPU)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.4) -> Tensor:
+        torch.manual_seed(5)
+        return packed_attention(query, key, value, lengths, lengths, causal=causal, dropout=dropout)
+
+    query, key, value = inputs
+    assert not torch.allclose(attend(query, key, value), attend(query, key, value, dropout=0.0))
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+def test_no_tensor_of_queries_times_keys_is_kept_for_the_backward_pass() -> None:
+    query, key, value = (tensor.requires_grad_() for tensor in draw(0, 300, 300, 300))
+    lengths = Lengths([300], CPU)
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        packed_attention(query, key, value, lengths, lengths, dropout=0.1)
+    assert kept
+    assert max(kept) <= 300 * HEADS * WIDTH
 
 
 def test_no_query_at_all_gives_no_output() -> None:

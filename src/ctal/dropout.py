@@ -30,10 +30,9 @@ class Dropout(nn.Dropout):
 class _CpuDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, p: float) -> Tensor:
-        dropped = min(round(p * _LEVELS), _LEVELS - 1)
-        keep = _draw(input.shape, dropped)
+        keep = draw_kept(input.shape, p)
         ctx.save_for_backward(keep)
-        ctx.scale = _LEVELS / (_LEVELS - dropped)
+        ctx.scale = scale_of_kept(p)
         return input.mul(keep).mul_(ctx.scale)
 
     @staticmethod
@@ -42,9 +41,18 @@ class _CpuDropout(torch.autograd.Function):
         return gradients[0].mul(keep).mul_(ctx.scale), None
 
 
-def _draw(shape: torch.Size, dropped: int) -> Tensor:
-    """Bool of `shape`, each element False with probability `dropped` / 2¹⁶."""
+def draw_kept(shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Bool of `shape` on the CPU, each element False with probability `p`, to the next multiple of 2⁻¹⁶."""
     count = shape.numel()
     # The lower bound alone asks for all 64 bits.
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    return (bits.view(torch.int16)[:count] >= dropped - _LEVELS // 2).view(shape)
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return (bits.view(torch.int16)[:count] >= _dropped_levels(p) - _LEVELS // 2).view(shape)
+
+
+def scale_of_kept(p: float) -> float:
+    """By what the elements that `draw_kept` keeps are multiplied, so that means stay."""
+    return _LEVELS / (_LEVELS - _dropped_levels(p))
+
+
+def _dropped_levels(p: float) -> int:
+    return min(round(p * _LEVELS), _LEVELS - 1)
