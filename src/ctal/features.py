@@ -18,7 +18,7 @@ window, M mel channels, D feature dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, num_frames
 from ctal.pitch import autocorrelation, track_pitch
@@ -46,6 +47,8 @@ _DELTA_HALF_WIDTH = 4
 """Deltas look this many frames back and forth: a window of 9."""
 _MIN_STD = 1e-3
 """Of a natural-log feature: below it a channel is constant but for rounding (digital silence) and is not blown up."""
+_BAND_CHANNELS = 16
+"""Mel channels that are one matrix product: fewer see less that is 0, but leave a product that is too narrow."""
 _BLOCK_FRAMES = {"cpu": 128, "cuda": 16_384}
 
 
@@ -123,10 +126,11 @@ def extract_features_batch(
     """
     if cmvn == "level":
         waves = [at_one_level(wave) for wave in waves]
-    lengths = torch.tensor([num_frames(len(wave), feature_type) for wave in waves], device=waves[0].device)
-    mask_BT = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    sizes = [num_frames(len(wave), feature_type) for wave in waves]
+    lengths = torch.tensor(sizes, device=waves[0].device)
+    mask_BT = torch.arange(max(sizes), device=lengths.device) < lengths[:, None]
     mel_NM, correlation_NP = _analyse(waves, feature_type, pitch)
-    static_BTM = _padded(mel_NM, mask_BT)
+    static_BTM = pad_sequence(list(mel_NM.split(sizes)), batch_first=True)
     orders = [static_BTM, *(deltas(static_BTM, lengths, order) for order in range(1, delta_order + 1))]
     features_BTD = torch.cat(orders, dim=-1)
     if cmvn == "utterance":
@@ -134,7 +138,8 @@ def extract_features_batch(
     elif cmvn in ("level", "fixed", "speaker"):
         features_BTD = standardize(features_BTD, feature_type, delta_order)
     if pitch:
-        pitch_BTD = _pitch(_padded(correlation_NP, mask_BT), mask_BT, lengths, cmvn)
+        correlation_BTP = pad_sequence(list(correlation_NP.split(sizes)), batch_first=True)
+        pitch_BTD = _pitch(correlation_BTP, mask_BT, lengths, cmvn)
         features_BTD = torch.cat([features_BTD, pitch_BTD], dim=-1)
     if cmvn == "speaker":
         features_BTD = features_BTD - _mean_over_time(features_BTD, mask_BT)
@@ -149,25 +154,24 @@ def log_mel(waves: Sequence[Tensor], feature_type: FeatureType = "mel") -> Tenso
 def _analyse(waves: Sequence[Tensor], feature_type: FeatureType, pitch: bool) -> tuple[Tensor, Tensor]:
     """Log-mel frames (N, M), and with `pitch` their `autocorrelation` (N, P), of one spectrum; else (N, 0)."""
     n_fft, width, _ = _ANALYSIS[feature_type]
-    device = waves[0].device
-    window_W = torch.hann_window(width, device=device)
-    filters = mel_filters(SAMPLING_RATE, n_fft, NUM_MEL).to(device)
-    mel, correlations = [], []
-    for frames_NW in _frame_blocks(waves, feature_type):
-        # Squares of the two parts by hand: abs() of a complex tensor takes a square root and is half as fast.
-        real, imaginary = torch.view_as_real(torch.fft.rfft(frames_NW * window_W, n=n_fft)).unbind(-1)
-        power_NK = real * real + imaginary * imaginary
-        mel.append(torch.log(power_NK @ filters + _LOG_OFFSET))
-        # An empty view would keep the whole spectrum.
-        correlations.append(autocorrelation(power_NK, width) if pitch else power_NK.new_zeros(len(power_NK), 0))
-    return torch.cat(mel), torch.cat(correlations)
-
-
-def _padded(values_NX: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B, T, X), 0 where `mask_BT` is false."""
-    padded = values_NX.new_zeros(*mask_BT.shape, values_NX.shape[1])
-    padded[mask_BT] = values_NX
-    return padded
+    window_W = torch.hann_window(width, device=waves[0].device)
+    bands = [(channels, bins, filters.to(window_W.device)) for channels, bins, filters in _mel_bands(n_fft)]
+    frames_RW, rows = _frames(waves, feature_type)
+    mel_RM = frames_RW.new_empty(len(frames_RW), NUM_MEL)
+    correlations = []
+    size = _BLOCK_FRAMES.get(frames_RW.device.type, 16_384)
+    for frames_NW, mel_NM in zip(frames_RW.split(size), mel_RM.split(size), strict=True):
+        spectrum_NK = torch.fft.rfft(frames_NW * window_W, n=n_fft)
+        # The filters add up both parts' squares: each on its own, or abs() of a complex tensor, takes much longer.
+        squares_NS = torch.view_as_real(spectrum_NK).flatten(1).square_()
+        for channels, parts, filters in bands:
+            torch.mm(squares_NS[:, parts], filters, out=mel_NM[:, channels])
+        if pitch:
+            correlations.append(autocorrelation(squares_NS[:, ::2] + squares_NS[:, 1::2], width))
+    mel_RM.add_(_LOG_OFFSET).log_()
+    correlation_RP = torch.cat(correlations) if pitch else mel_RM.new_empty(len(mel_RM), 0)
+    mel_NM, correlation_NP = (torch.cat([values[part] for part in rows]) for values in (mel_RM, correlation_RP))
+    return mel_NM, correlation_NP
 
 
 def _pitch(correlation_BTP: Tensor, mask_BT: Tensor, lengths_B: Tensor, cmvn: Cmvn) -> Tensor:
@@ -187,17 +191,17 @@ def _pitch(correlation_BTP: Tensor, mask_BT: Tensor, lengths_B: Tensor, cmvn: Cm
     return torch.stack([log_hertz_BT, delta_BT, voicing_BT], dim=-1)
 
 
-def _frame_blocks(waves: Sequence[Tensor], feature_type: FeatureType) -> Iterator[Tensor]:
-    """Frames (n, W) of all utterances in turn, each centred on a multiple of the hop, with zeros beyond the ends."""
+def _frames(waves: Sequence[Tensor], feature_type: FeatureType) -> tuple[Tensor, list[slice]]:
+    """Frames (R, W) of all utterances in turn, each centred on a multiple of the hop, with zeros beyond the ends; and
+    which rows are an utterance's: between two there are a few that see both."""
     width, hop = _ANALYSIS[feature_type].window, HOP_LENGTH[feature_type]
-    strip = torch.cat([F.pad(wave.float(), (width // 2, width // 2)) for wave in waves])
-    ends = np.cumsum([len(wave) + width for wave in waves]).tolist()
-    starts_N = torch.cat(
-        [torch.arange(end - len(wave) - width, end - width + 1, hop) for end, wave in zip(ends, waves, strict=True)]
-    ).to(strip.device)
-    windows = strip.unfold(0, width, 1)  # a view
-    for starts in starts_N.split(_BLOCK_FRAMES.get(strip.device.type, 16_384)):
-        yield windows[starts]
+    padded, rows, first = [], [], 0
+    for wave in waves:
+        hops = -(-(len(wave) + width) // hop)
+        padded.append(F.pad(wave.float(), (width // 2, hops * hop - len(wave) - width // 2)))
+        rows.append(slice(first, first + num_frames(len(wave), feature_type)))
+        first += hops
+    return torch.cat(padded).unfold(0, width, hop), rows
 
 
 def deltas(static_BTM: Tensor, lengths_B: Tensor, order: int) -> Tensor:
@@ -212,7 +216,7 @@ def deltas(static_BTM: Tensor, lengths_B: Tensor, order: int) -> Tensor:
     padded = F.pad(static_BTM, (0, 0, _DELTA_HALF_WIDTH, _DELTA_HALF_WIDTH))
     result_BTM = torch.zeros_like(static_BTM)
     for k in range(2 * _DELTA_HALF_WIDTH + 1):
-        result_BTM += kernel_BK[:, k, None, None] * padded[:, k : k + num_steps]
+        result_BTM.addcmul_(kernel_BK[:, k, None, None], padded[:, k : k + num_steps])
     frame_T = torch.arange(num_steps, device=lengths_B.device)
     centre_BT = torch.minimum(torch.maximum(frame_T, half_B[:, None]), (lengths_B - 1 - half_B)[:, None])
     return result_BTM.gather(1, centre_BT[..., None].expand_as(result_BTM))
@@ -266,6 +270,23 @@ def at_one_level(wave: Tensor) -> Tensor:
     """The recording (num_samples,) as loud as every other: the root mean square about its mean is `_LEVEL`."""
     wave = wave.float()
     return wave * (_LEVEL / wave.std(correction=0).clamp_min(_LEAST_LEVEL))
+
+
+@cache
+def _mel_bands(n_fft: int) -> list[tuple[slice, slice, Tensor]]:
+    """The filters of some neighbouring channels at a time, without the bins in which all of these are 0.
+
+    Channels, which parts of a spectrum (real and imaginary of each bin in turn) they see, and the filters
+    (parts, channels) of these, on the CPU.
+    """
+    bands = []
+    for first in range(0, NUM_MEL, _BAND_CHANNELS):
+        channels = slice(first, first + _BAND_CHANNELS)
+        filters = mel_filters(SAMPLING_RATE, n_fft, NUM_MEL)[:, channels]
+        seen = filters.any(1).nonzero()
+        bins = slice(int(seen.min()), int(seen.max()) + 1)
+        bands.append((channels, slice(2 * bins.start, 2 * bins.stop), filters[bins].repeat_interleave(2, 0)))
+    return bands
 
 
 @cache
