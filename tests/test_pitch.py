@@ -34,8 +34,8 @@ def noise(num_samples: int, seed: int = 0) -> Tensor:
 def tracked(wave: Tensor) -> Pitch:
     """Of one utterance, without the dimension of the batch."""
     window, frames = torch.hann_window(800), torch.nn.functional.pad(wave, (400, 400)).unfold(0, 800, HOP)
-    power = torch.fft.rfft(frames * window, n=2048).abs().square()
-    found = track_pitch(autocorrelation(power, 800)[None], torch.ones(1, len(power), dtype=torch.bool))
+    squares = torch.view_as_real(torch.fft.rfft(frames * window, n=2048)).flatten(1).square()
+    found = track_pitch(autocorrelation(squares, 800)[None], torch.ones(1, len(squares), dtype=torch.bool))
     return Pitch(*(each[0] for each in found))
 
 

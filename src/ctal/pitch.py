@@ -49,15 +49,17 @@ class Pitch(NamedTuple):
     """bool."""
 
 
-def autocorrelation(power_NK: Tensor, width: int) -> Tensor:
+def autocorrelation(squares_NS: Tensor, width: int) -> Tensor:
     """(N, 1 + P), at lag 0 and at each of the P lags, there as a share of what the window leaves.
 
     Args:
-        power_NK: power spectra of frames, from 0 Hz to half the sampling rate.
+        squares_NS: of the spectra of frames from 0 Hz to half the sampling rate, the real and the imaginary part of
+            each bin in turn.
         width: samples of the Hann window that was applied before.
     """
-    cosines_KP = _cosines(power_NK.shape[1], width, power_NK.device)
-    return power_NK[:, : len(cosines_KP)].sqrt() @ cosines_KP
+    cosines_KP = _cosines(squares_NS.shape[1] // 2, width, squares_NS.device)
+    end = 2 * len(cosines_KP)
+    return (squares_NS[:, 0:end:2] + squares_NS[:, 1:end:2]).sqrt_() @ cosines_KP
 
 
 @cache
