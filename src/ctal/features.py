@@ -11,8 +11,9 @@ at 1,900 times real time on one CPU core with 128 frames a block and at 740 in o
 With `pitch`, the fundamental frequency, its delta and voicing stand behind them (`ctal.pitch`), which the mel channels
 show only as the distance of harmonics. It is ours, not the authors'.
 
-Shape suffixes: B utterances, T frames (padded), N frames of all utterances one behind the other, W samples of a
-window, M mel channels, D feature dimensions.
+Shape suffixes: B utterances, T frames (padded), N frames of all utterances one behind the other, R the same with what
+lies between two, W samples of a window, K bins of a spectrum, S squares of their two parts, M mel channels, P lags, D
+feature dimensions.
 """
 
 from __future__ import annotations
