@@ -156,6 +156,23 @@ def test_the_architecture_of_a_continued_model_cannot_be_set(ctal: Cli, tiny: Ti
     assert message.startswith("--set frame_stack: the architecture is that of --from")
 
 
+@pytest.mark.parametrize(
+    ("task", "field", "whose"),
+    [
+        ("emotion", "regression_loss=mse", "sentiment"),
+        ("verification", "regression_loss=mse", "sentiment"),
+        ("emotion", "speaker_loss=aam", "verification"),
+        ("sentiment", "speaker_margin=0.1", "verification"),
+    ],
+)
+def test_a_setting_that_is_for_another_task_is_refused(
+    ctal: Cli, tiny: TinyCorpus, tmp_path: Path, task: str, field: str, whose: str
+) -> None:
+    arguments = ("finetune", task, tiny.store, "--from", tmp_path, "--out", tmp_path / "run", "--set", field)
+    name = field.split("=")[0]
+    assert refusal(ctal(*arguments)) == f"--set {name}: changes {whose} alone, not {task}; leave it out"
+
+
 def test_a_tokenizer_folder_is_not_overwritten_and_too_few_entries_are_refused(
     ctal: Cli, tiny: TinyCorpus, tmp_path: Path
 ) -> None:

@@ -262,7 +262,7 @@ def finetune(
 
     Example: `ctal finetune emotion demo/store --from demo/pretrain/model --out run`
     """
-    from ctal.configuration_ctal import HEAD_FIELDS, settable_fields
+    from ctal.configuration_ctal import HEAD_FIELDS, ONE_TASKS_FIELDS, settable_fields
     from ctal.finetune import finetune as run
     from ctal.pretrain import size_of
     from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, PretrainConfig, make_config, parse_settings
@@ -274,6 +274,9 @@ def finetune(
     known.remove("steps")  # it follows from --epochs, or is --steps
     decided = settable_fields().keys() | PretrainConfig.model_fields.keys() - FinetuneConfig.model_fields.keys()
     fields = parse_settings(settings or [], known, of_pretraining=decided)
+    for name in fields:
+        if ONE_TASKS_FIELDS.get(name, task) != task:
+            raise InputError(f"--set {name}: changes {ONE_TASKS_FIELDS[name]} alone, not {task}; leave it out")
     size = size_of(start_from)
     head = HEAD_DEFAULTS.get(size, {}) | {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
     recipe = FINETUNING[size]

@@ -326,6 +326,12 @@ HEAD_FIELDS = (
 )
 """Fields of `CtalConfig` that concern the head of a task alone."""
 
+ONE_TASKS_FIELDS = {
+    "regression_loss": "sentiment",
+    **dict.fromkeys(("speaker_loss", "speaker_margin", "speaker_scale"), "verification"),
+}
+"""Those of `HEAD_FIELDS` that change nothing but for one task."""
+
 
 def settable_fields() -> dict[str, Any]:
     """`architecture_fields` of the encoders, without those that follow from the tokenizer, the features or a task."""
