@@ -356,7 +356,8 @@ def publish(report: Report, machine: Mapping[str, str], command: str, quick: boo
     RESULTS.mkdir(exist_ok=True)
     content = {"machine": machine, "command": command, **asdict(report)}
     path = RESULTS / f"{report.name}{'-quick' if quick else ''}.json"
-    content = json.loads(json.dumps(content), parse_constant=lambda _: None)  # what was not measured is no number
+    # JSON has neither: what was not measured, and what no memory sufficed for.
+    content = json.loads(json.dumps(content), parse_constant=lambda name: None if name == "NaN" else name)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if not quick:
         path = DOCUMENT.with_name(report.document)

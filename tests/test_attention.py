@@ -85,6 +85,28 @@ def test_dropout_drops_weights_and_keeps_their_mean() -> None:
     assert attended.mean().item() == pytest.approx(1, abs=0.02)
 
 
+def test_no_two_heads_blocks_utterances_or_passes_drop_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 8 * 64)  # eight queries of a head
+    lengths = Lengths([64, 64], CPU)
+    alike = torch.zeros(128, HEADS, 64, dtype=torch.float64)
+    identity = torch.eye(64, dtype=torch.float64).repeat(2, 1)[:, None].expand(128, HEADS, 64)
+
+    def kept(seed: int | None = None) -> Tensor:
+        """(utterances, queries, heads, keys): values that are an identity show the weights."""
+        if seed is not None:
+            torch.manual_seed(seed)
+        return packed_attention(alike, alike, identity, lengths, lengths, dropout=0.5).unflatten(0, (2, 64)) > 0
+
+    first, next_pass = kept(seed=0), kept()
+    assert first.double().mean().item() == pytest.approx(0.5, abs=0.03)
+    blocks = torch.cat(
+        [each.unflatten(1, (8, 8)).permute(0, 1, 3, 2, 4).reshape(-1, 8 * 64) for each in (first, next_pass)]
+    )
+    agreement = (blocks[:, None] == blocks).double().mean(-1)
+    assert agreement.fill_diagonal_(0.5).sub(0.5).abs().max() < 0.15
+    assert torch.equal(kept(seed=0), first)
+
+
 @given(sizes=utterances, seed=st.integers(0, 2**31), block=st.integers(1, 100), causal=st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_dropout_that_drops_nothing_is_plain_attention_in_blocks_of_any_size(
@@ -184,3 +206,17 @@ def test_half_precision_is_close_to_fp32_and_stays_half(longest: int) -> None:
 
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, atol=3e-2, rtol=3e-2)
+
+
+def test_dropout_in_half_precision_is_close_to_that_in_fp32_and_drops_the_same() -> None:
+    lengths = Lengths([3, 600], CPU)
+
+    def outcome(dtype: torch.dtype) -> list[Tensor]:
+        torch.manual_seed(0)
+        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in draw(0, *[603] * 3))
+        result = packed_attention(query, key, value, lengths, lengths, dropout=0.3)
+        return [result, *torch.autograd.grad(result.float().square().sum(), (query, key, value))]
+
+    for half, full in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - full).norm() < 0.02 * full.norm()

@@ -386,7 +386,9 @@ def test_a_report_goes_between_its_markers_and_a_quick_one_does_not(
     document.write_text("before\n<!-- one -->\nold\n<!-- end of one -->\nafter\n")
     monkeypatch.setattr(harness, "DOCUMENT", document)
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
-    report = Report("one", tables=[Table("A caption", ("", "s"), [("ours", "1.5")])], measured={"bf16": math.nan})
+    report = Report(
+        "one", tables=[Table("A caption", ("", "s"), [("ours", "1.5")])], measured={"bf16": math.nan, "GB": math.inf}
+    )
     publish(report, {"CPU": "x"}, "make bench", quick=True)
     assert "old" in document.read_text()
     for _ in range(2):
@@ -396,7 +398,7 @@ def test_a_report_goes_between_its_markers_and_a_quick_one_does_not(
     assert text.endswith("Measured with `make bench`. CPU x.\n<!-- end of one -->\nafter\n")
     assert "old" not in text
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"one.json", "one-quick.json"}
-    assert json.loads((tmp_path / "results" / "one.json").read_text())["measured"] == {"bf16": None}
+    assert json.loads((tmp_path / "results" / "one.json").read_text())["measured"] == {"bf16": None, "GB": "Infinity"}
     with pytest.raises(ValueError, match="needs the markers"):
         publish(Report("two"), {}, "make bench", quick=False)
 

@@ -61,9 +61,16 @@ def run(tiny: TinyCorpus, out: Path, resume: bool = False, **fields: Any) -> dic
     return losses(out)
 
 
-def difference(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> float:
+def assert_same_losses(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> None:
+    """But for rounding.
+
+    It is multiplied where a prediction all but meets its target: there the gradient of an L1 loss jumps.
+    """
     assert one.keys() == other.keys()
-    return max(abs(value - other[step][name]) for step, values in one.items() for name, value in values.items())
+    for step, values in one.items():
+        for name, value in values.items():
+            limit = 1e-5 if name == "text_loss" else 1e-4
+            assert value == pytest.approx(other[step][name], abs=limit, rel=0), (step, name)
 
 
 def final_tensors(out: Path) -> dict[str, Tensor]:
@@ -112,20 +119,21 @@ def test_it_learns(undivided: dict[int, dict[str, float]]) -> None:
 def test_accumulation_does_not_change_the_losses(
     tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
 ) -> None:
-    assert difference(run(tiny, tmp_path / "run", accumulation=4, **WIDE), undivided) <= 1e-5
+    assert_same_losses(run(tiny, tmp_path / "run", accumulation=4, **WIDE), undivided)
 
 
 def test_the_number_of_workers_does_not_change_the_losses(
     tiny: TinyCorpus, tmp_path: Path, undivided: dict[int, dict[str, float]]
 ) -> None:
-    assert difference(run(tiny, tmp_path / "run", workers=2, **WIDE), undivided) == 0
+    assert run(tiny, tmp_path / "run", workers=2, **WIDE) == undivided
 
 
 def test_computing_activations_again_changes_nothing(tiny: TinyCorpus, tmp_path: Path) -> None:
     """Not even dropout."""
     config, again = config_of(steps=5), config_of(steps=5, gradient_checkpointing=True)
     for each, out in ((config, "kept"), (again, "again")):
-        train(objective_of(tiny, each, hidden_dropout_prob=0.1), each, tmp_path / out)
+        objective = objective_of(tiny, each, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+        train(objective, each, tmp_path / out)
     assert_same_run(tmp_path / "again", tmp_path / "kept")
 
 
@@ -191,7 +199,7 @@ def test_two_ranks_under_torchrun_equal_one(
     process = launched(*TORCHRUN, arguments=arguments)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert difference(losses(tmp_path / "run"), undivided) <= 1e-5
+    assert_same_losses(losses(tmp_path / "run"), undivided)
     assert (tmp_path / "run" / "evaluation.json").is_file()
     assert output.count("to train on") == 1, "only one process speaks"
 
@@ -230,9 +238,9 @@ def test_split_weights_change_nothing_and_move_between_one_process_and_two(
     shares = multiprocessing.get_context("spawn").Array("d", 2)
     spawn(train_on_one_of_two, (port, tiny, out, shares), nprocs=2)
     assert [0.4 < share < 0.6 for share in shares] == [True, True]
-    assert difference(losses(out), undivided) <= 1e-5
+    assert_same_losses(losses(out), undivided)
     forget_after(40)
-    assert difference(run(tiny, out, resume=True, **WIDE), undivided) <= 1e-5
+    assert_same_losses(run(tiny, out, resume=True, **WIDE), undivided)
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
@@ -261,7 +269,7 @@ def test_a_killed_rank_ends_the_job_with_the_reason_and_it_resumes(
     assert max(losses(tmp_path / "run")) < WIDE["steps"]
 
     run(tiny, tmp_path / "run", resume=True, accumulation=2, checkpoint_every=10, **WIDE)
-    assert difference(losses(tmp_path / "run"), undivided) <= 1e-5
+    assert_same_losses(losses(tmp_path / "run"), undivided)
 
 
 NARROW: dict[str, Any] = {"batch_frames": 280, "steps": 6}
@@ -275,8 +283,8 @@ def test_a_step_of_fewer_utterances_than_processes_changes_nothing(tiny: TinyCor
     process = launched(*TORCHRUN, arguments=pretrain_arguments(tiny, tmp_path / "run", frame_stack=2, **NARROW))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert difference(losses(tmp_path / "run"), alone) <= 1e-5
-    assert difference(run(tiny, tmp_path / "accumulated", accumulation=2, **NARROW), alone) <= 1e-5
+    assert_same_losses(losses(tmp_path / "run"), alone)
+    assert_same_losses(run(tiny, tmp_path / "accumulated", accumulation=2, **NARROW), alone)
 
 
 def test_sigterm_of_one_rank_under_accelerate_saves_and_the_run_goes_on_with_another_number_of_ranks(
@@ -295,7 +303,7 @@ def test_sigterm_of_one_rank_under_accelerate_saves_and_the_run_goes_on_with_ano
     step = int(stopped[0].split("after step ")[1].split(";")[0])
     assert list_checkpoints(out / "checkpoints")[-1] == checkpoint_path(out / "checkpoints", step)
     resumed = run(tiny, out, resume=True, checkpoint_every=5, **WIDE)
-    assert difference(resumed, undivided) <= 1e-5
+    assert_same_losses(resumed, undivided)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:

@@ -42,7 +42,7 @@ class _CpuDropout(torch.autograd.Function):
 
 
 def draw_kept(shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Bool of `shape` on the CPU, each element False with probability `p`, to the next multiple of 2⁻¹⁶."""
+    """Bool of `shape` on the CPU, each element False with probability `p`, to the nearest multiple of 2⁻¹⁶ below 1."""
     count = shape.numel()
     # The lower bound alone asks for all 64 bits.
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)

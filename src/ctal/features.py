@@ -11,9 +11,8 @@ at 1,900 times real time on one CPU core with 128 frames a block and at 740 in o
 With `pitch`, the fundamental frequency, its delta and voicing stand behind them (`ctal.pitch`), which the mel channels
 show only as the distance of harmonics. It is ours, not the authors'.
 
-Shape suffixes: B utterances, T frames (padded), N frames of all utterances one behind the other, R the same with what
-lies between two, W samples of a window, K bins of a spectrum, S squares of their two parts, M mel channels, P lags, D
-feature dimensions.
+Shape suffixes: B utterances, T frames (padded), N frames of all utterances one behind the other, W samples of a
+window, K bins of a spectrum, S squares of their two parts, M mel channels, P lags, D feature dimensions.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def extract_features_batch(
     """Features of utterances of any lengths, each (num_samples ≥ 1,) float at 16 kHz and on the same device.
 
     The batch an utterance is in does not change its features (beyond rounding, below 1e-5; of pitch, below 1e-4, unless
-    two frequencies fit a frame equally well).
+    two frequencies fit a frame equally well; below 1e-3 in two or three frames, of whose deviations little is left).
     An utterance of fewer than 9 frames, too short for the authors' code, gets deltas over the widest odd window that
     fits; one or two frames have deltas of 0, and with `cmvn="utterance"` a single frame is all 0 but for its voicing.
     With `cmvn="speaker"` an utterance is all that is known of its speaker: its own mean is taken.
@@ -129,8 +128,8 @@ def extract_features_batch(
     sizes = [num_frames(len(wave), feature_type) for wave in waves]
     lengths = torch.tensor(sizes, device=waves[0].device)
     mask_BT = torch.arange(max(sizes), device=lengths.device) < lengths[:, None]
-    mel_NM, correlation_NP = _analyse(waves, feature_type, pitch)
-    static_BTM = pad_sequence(list(mel_NM.split(sizes)), batch_first=True)
+    mels_TM, correlations_TP = _analyse(waves, feature_type, pitch)
+    static_BTM = pad_sequence(mels_TM, batch_first=True)
     orders = [static_BTM, *(deltas(static_BTM, lengths, order) for order in range(1, delta_order + 1))]
     features_BTD = torch.cat(orders, dim=-1)
     if cmvn == "utterance":
@@ -138,8 +137,7 @@ def extract_features_batch(
     elif cmvn in ("level", "fixed", "speaker"):
         features_BTD = standardize(features_BTD, feature_type, delta_order)
     if pitch:
-        correlation_BTP = pad_sequence(list(correlation_NP.split(sizes)), batch_first=True)
-        pitch_BTD = _pitch(correlation_BTP, mask_BT, lengths, cmvn)
+        pitch_BTD = _pitch(pad_sequence(correlations_TP, batch_first=True), mask_BT, lengths, cmvn)
         features_BTD = torch.cat([features_BTD, pitch_BTD], dim=-1)
     if cmvn == "speaker":
         features_BTD = features_BTD - _mean_over_time(features_BTD, mask_BT)
@@ -148,30 +146,31 @@ def extract_features_batch(
 
 def log_mel(waves: Sequence[Tensor], feature_type: FeatureType = "mel") -> Tensor:
     """Log-mel frames (N, M) float32 of all utterances, one behind the other without padding."""
-    return _analyse(waves, feature_type, pitch=False)[0]
+    return torch.cat(_analyse(waves, feature_type, pitch=False)[0])
 
 
-def _analyse(waves: Sequence[Tensor], feature_type: FeatureType, pitch: bool) -> tuple[Tensor, Tensor]:
-    """Log-mel frames (N, M), and with `pitch` their `autocorrelation` (N, P), of one spectrum; else (N, 0)."""
+def _analyse(waves: Sequence[Tensor], feature_type: FeatureType, pitch: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-mel frames (T, M) of each utterance, and with `pitch` their `autocorrelation` (T, P), of one spectrum."""
     n_fft, width, _ = _ANALYSIS[feature_type]
-    window_W = torch.hann_window(width, device=waves[0].device)
-    bands = [(channels, bins, filters.to(window_W.device)) for channels, bins, filters in _mel_bands(n_fft)]
-    frames_RW, rows = _frames(waves, feature_type)
-    mel_RM = frames_RW.new_empty(len(frames_RW), NUM_MEL)
-    correlations = []
-    size = _BLOCK_FRAMES.get(frames_RW.device.type, 16_384)
-    for frames_NW, mel_NM in zip(frames_RW.split(size), mel_RM.split(size), strict=True):
-        spectrum_NK = torch.fft.rfft(frames_NW * window_W, n=n_fft)
-        # The filters add up both parts' squares: each on its own, or abs() of a complex tensor, takes much longer.
-        squares_NS = torch.view_as_real(spectrum_NK).flatten(1).square_()
-        for channels, parts, filters in bands:
-            torch.mm(squares_NS[:, parts], filters, out=mel_NM[:, channels])
-        if pitch:
-            correlations.append(autocorrelation(squares_NS, width))
-    mel_RM.add_(_LOG_OFFSET).log_()
-    correlation_RP = torch.cat(correlations) if pitch else mel_RM.new_empty(len(mel_RM), 0)
-    mel_NM, correlation_NP = (torch.cat([values[part] for part in rows]) for values in (mel_RM, correlation_RP))
-    return mel_NM, correlation_NP
+    device = waves[0].device
+    window_W = torch.hann_window(width, device=device)
+    bands = _mel_bands(n_fft, device)
+    frames_NW, utterances = _frames(waves, feature_type)
+    powers, correlations = [], []
+    with torch.autocast(device.type, enabled=False):
+        for block_NW in frames_NW.split(_BLOCK_FRAMES.get(device.type, 16_384)):
+            spectrum_NK = torch.fft.rfft(block_NW * window_W, n=n_fft)
+            # The filters add up both parts' squares: each on its own, or abs() of a complex tensor, takes much longer.
+            squares_NS = torch.view_as_real(spectrum_NK).flatten(1).square_()
+            powers.append(torch.cat([squares_NS[:, parts] @ filters for parts, filters in bands], 1))
+            if pitch:
+                correlations.append(autocorrelation(squares_NS, width))
+    mel_NM = torch.log(torch.cat(powers) + _LOG_OFFSET)
+    correlation_NP = torch.cat(correlations) if pitch else None
+    return (
+        [mel_NM[rows] for rows in utterances],
+        [correlation_NP[rows] for rows in utterances] if correlation_NP is not None else [],
+    )
 
 
 def _pitch(correlation_BTP: Tensor, mask_BT: Tensor, lengths_B: Tensor, cmvn: Cmvn) -> Tensor:
@@ -192,8 +191,8 @@ def _pitch(correlation_BTP: Tensor, mask_BT: Tensor, lengths_B: Tensor, cmvn: Cm
 
 
 def _frames(waves: Sequence[Tensor], feature_type: FeatureType) -> tuple[Tensor, list[slice]]:
-    """Frames (R, W) of all utterances in turn, each centred on a multiple of the hop, with zeros beyond the ends; and
-    which rows are an utterance's: between two there are a few that see both."""
+    """Frames (N, W) of all utterances in turn, each centred on a multiple of the hop, with zeros beyond the ends; and
+    which rows are an utterance's: between two there are a few more, that see both."""
     width, hop = _ANALYSIS[feature_type].window, HOP_LENGTH[feature_type]
     padded, rows, first = [], [], 0
     for wave in waves:
@@ -273,19 +272,16 @@ def at_one_level(wave: Tensor) -> Tensor:
 
 
 @cache
-def _mel_bands(n_fft: int) -> list[tuple[slice, slice, Tensor]]:
-    """The filters of some neighbouring channels at a time, without the bins in which all of these are 0.
+def _mel_bands(n_fft: int, device: torch.device) -> list[tuple[slice, Tensor]]:
+    """The filters of `_BAND_CHANNELS` channels at a time, from low to high, without the bins in which all are 0.
 
-    Channels, which parts of a spectrum (real and imaginary of each bin in turn) they see, and the filters
-    (parts, channels) of these, on the CPU.
+    Which parts of a spectrum (real and imaginary of each bin in turn) they see, and the filters (parts, channels).
     """
     bands = []
-    for first in range(0, NUM_MEL, _BAND_CHANNELS):
-        channels = slice(first, first + _BAND_CHANNELS)
-        filters = mel_filters(SAMPLING_RATE, n_fft, NUM_MEL)[:, channels]
+    for filters in mel_filters(SAMPLING_RATE, n_fft, NUM_MEL).split(_BAND_CHANNELS, 1):
         seen = filters.any(1).nonzero()
-        bins = slice(int(seen.min()), int(seen.max()) + 1)
-        bands.append((channels, slice(2 * bins.start, 2 * bins.stop), filters[bins].repeat_interleave(2, 0)))
+        first, end = int(seen.min()), int(seen.max()) + 1
+        bands.append((slice(2 * first, 2 * end), filters[first:end].repeat_interleave(2, 0).to(device)))
     return bands
 
 
