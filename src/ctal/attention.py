@@ -19,8 +19,8 @@ from ctal.dropout import draw_kept, scale_of_kept
 SHORT_ON_CPU = 512
 """Keys of the longest utterance below which attention on a CPU is computed in fp32, whatever the precision."""
 
-BLOCK = 2**20
-"""Attention weights that are computed at a time where they are dropped: 4 MB a tensor, of which there are few."""
+BLOCK = 2**21
+"""Attention weights that are computed at a time where they are dropped: 8 MB a tensor, of which there are few."""
 
 
 @dataclass(frozen=True)
