@@ -17,7 +17,7 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(STAMP)  ## all measurements, into docs/performance.md and docs/scaling.md: half an hour of an otherwise idle machine
+bench: $(STAMP)  ## the measurements of docs/performance.md and docs/scaling.md: 25 minutes of an otherwise idle machine
 	$(BIN)/python -m benchmarks
 
 bench-quick: $(STAMP)  ## the same at tiny sizes, for its equality checks

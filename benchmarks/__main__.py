@@ -33,19 +33,22 @@ BENCHMARKS = {
     "features": features.main,
     "data_loading": data_loading.main,
     "devices": devices.main,
-    "sharing": sharing.main,
     "startup": startup.main,
     "length": length.main,
     "scaling": scaling.main,
     "outlook": scaling.outlook,
+    "sharing": sharing.main,
+    "many_steps": devices.many_steps,
     "gpu": gpu.main,
 }
+_BY_NAME_ALONE = ("sharing", "many_steps")
+"""Minutes each, beside the half hour of the others."""
 
 
 def main() -> int:
     """Exit code 1 where a check is not met (equal results, memory that stays), else 0, whatever the times."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = f"of {', '.join(BENCHMARKS)}; default: all that this machine can"
+    known = f"of {', '.join(BENCHMARKS)}; default: all that this machine can, but for {' and '.join(_BY_NAME_ALONE)}"
     parser.add_argument("names", nargs="*", metavar="NAMES", help=known)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: for the equality checks, not for the times")
     parser.add_argument("--audio", type=Path, help="a folder of recordings for `inference`; default: made-up ones")
@@ -76,11 +79,15 @@ def main() -> int:
 
 
 def _all_that_can(quick: bool) -> list[str]:
-    """Names of all benchmarks, less the one that needs a GPU where there is none."""
-    if quick or torch.cuda.is_available():
+    """Names of the benchmarks, less those that are asked for by name; without a GPU, less the one that needs it."""
+    if quick:
         return list(BENCHMARKS)
-    say("== gpu: left out, since torch sees no GPU here")
-    return [name for name in BENCHMARKS if name != "gpu"]
+    left_out: dict[str, str] = dict.fromkeys(_BY_NAME_ALONE, "asked for by its name alone")
+    if not torch.cuda.is_available():
+        left_out["gpu"] = "torch sees no GPU here"
+    for name, why in left_out.items():
+        say(f"== {name}: left out ({why})")
+    return [name for name in BENCHMARKS if name not in left_out]
 
 
 if __name__ == "__main__":

@@ -326,18 +326,24 @@ def watch_memory(report: Report, folder: Path, size: str, steps: int) -> None:
     report.measured["memory_mb"] = found
 
 
+def many_steps(quick: bool) -> Report:
+    """Size nano; `quick`: a hundredth of the steps."""
+    report = Report("many_steps")
+    with tempfile.TemporaryDirectory() as folder:
+        watch_memory(report, Path(folder), "nano", 200 if quick else 20_000)
+    return report
+
+
 def main(quick: bool) -> Report:
-    """Size base, and nano for many steps; `quick`: nano, few steps."""
+    """Size base; `quick`: nano, few steps."""
     report = Report("devices")
-    size, scale, rounds, steps = ("nano", 0.1, 2, 200) if quick else ("base", 1.0, 2, 20_000)
+    size, scale, rounds = ("nano", 0.1, 2) if quick else ("base", 1.0, 2)
     with tempfile.TemporaryDirectory() as folder:
         say("several processes")
-        measure_processes(report, Path(folder) / "processes", size, scale, rounds)
-        say("activation checkpointing")
-        measure_checkpointing(report, size, 3.75 if quick else 37.5, rounds, has_memory=not quick)
-        count_frames(report)
-        say("many steps")
-        watch_memory(report, Path(folder) / "memory", "nano", steps)
+        measure_processes(report, Path(folder), size, scale, rounds)
+    say("activation checkpointing")
+    measure_checkpointing(report, size, 3.75 if quick else 37.5, rounds, has_memory=not quick)
+    count_frames(report)
     report.notes += [
         "audio s/s of several processes is that of the slowest; reading is left out, the exchange of gradients is not",
         "times as long: in the same rounds; memory is that of a whole process, libraries included",

@@ -99,8 +99,9 @@ def alternate(
 
 
 def times_faster(baseline: Sequence[float], contender: Sequence[float]) -> Spread:
-    """Ratios of the seconds of the same rounds; a contender with fewer of them took part in the last ones."""
-    return Spread.of(slow / quick for slow, quick in zip(baseline[-len(contender) :], contender, strict=True))
+    """Ratios of the seconds of the same rounds; who has fewer of them took part in the last ones."""
+    rounds = min(len(baseline), len(contender))
+    return Spread.of(slow / quick for slow, quick in zip(baseline[-rounds:], contender[-rounds:], strict=True))
 
 
 class Stopwatch:

@@ -360,6 +360,7 @@ def test_who_is_timed_once_is_compared_with_the_last_round() -> None:
     seconds = alternate({"all": lambda: next(own), "slow": lambda: 12.0}, 3, once=["slow"])
     assert seconds == {"all": [1.0, 2.0, 6.0], "slow": [12.0]}
     assert times_faster(seconds["all"], seconds["slow"]) == Spread(0.5, 0.5, 0.5)
+    assert times_faster(seconds["slow"], seconds["all"]) == Spread(2, 2, 2)
 
 
 def test_a_ratio_compares_the_same_rounds() -> None:
