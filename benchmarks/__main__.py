@@ -42,7 +42,7 @@ BENCHMARKS = {
     "gpu": gpu.main,
 }
 _BY_NAME_ALONE = ("sharing", "many_steps")
-"""Minutes each, beside the half hour of the others."""
+"""They take minutes each."""
 
 
 def main() -> int:
