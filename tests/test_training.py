@@ -62,15 +62,15 @@ def run(tiny: TinyCorpus, out: Path, resume: bool = False, **fields: Any) -> dic
 
 
 def assert_same_losses(one: dict[int, dict[str, float]], other: dict[int, dict[str, float]]) -> None:
-    """But for rounding.
+    """Within 1e-5, but for steps of the audio's, which is within that on average.
 
-    It is multiplied where a prediction all but meets its target: there the gradient of an L1 loss jumps.
+    Rounding is multiplied where a prediction all but meets its target: there the gradient of an L1 loss jumps.
     """
     assert one.keys() == other.keys()
-    for step, values in one.items():
-        for name, value in values.items():
-            limit = 1e-5 if name == "text_loss" else 1e-4
-            assert value == pytest.approx(other[step][name], abs=limit, rel=0), (step, name)
+    for name in next(iter(one.values())):
+        differences = [abs(values[name] - other[step][name]) for step, values in one.items()]
+        assert sum(differences) / len(differences) <= 1e-5, name
+        assert max(differences) <= (1e-5 if name == "text_loss" else 1e-4), name
 
 
 def final_tensors(out: Path) -> dict[str, Tensor]:

@@ -166,11 +166,11 @@ def _analyse(waves: Sequence[Tensor], feature_type: FeatureType, pitch: bool) ->
             if pitch:
                 correlations.append(autocorrelation(squares_NS, width))
     mel_NM = torch.log(torch.cat(powers) + _LOG_OFFSET)
-    correlation_NP = torch.cat(correlations) if pitch else None
-    return (
-        [mel_NM[rows] for rows in utterances],
-        [correlation_NP[rows] for rows in utterances] if correlation_NP is not None else [],
-    )
+    mels_TM = [mel_NM[rows] for rows in utterances]
+    if not pitch:
+        return mels_TM, []
+    correlation_NP = torch.cat(correlations)
+    return mels_TM, [correlation_NP[rows] for rows in utterances]
 
 
 def _pitch(correlation_BTP: Tensor, mask_BT: Tensor, lengths_B: Tensor, cmvn: Cmvn) -> Tensor:
