@@ -173,6 +173,12 @@ def test_a_setting_that_is_for_another_task_is_refused(
     assert refusal(ctal(*arguments)) == f"--set {name}: changes {whose} alone, not {task}; leave it out"
 
 
+def test_smoothed_labels_of_a_score_need_its_histogram(ctal: Cli, tiny: TinyCorpus, tmp_path: Path) -> None:
+    settings = ("--set", "label_smoothing=0.2", "--set", "regression_loss=mse")
+    message = refusal(ctal("finetune", "sentiment", tiny.store, "--from", tmp_path, "--out", tmp_path / "r", *settings))
+    assert message.endswith("--set regression_loss=histogram with it")
+
+
 def test_a_tokenizer_folder_is_not_overwritten_and_too_few_entries_are_refused(
     ctal: Cli, tiny: TinyCorpus, tmp_path: Path
 ) -> None:

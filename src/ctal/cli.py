@@ -277,6 +277,8 @@ def finetune(
     for name in fields:
         if ONE_TASKS_FIELDS.get(name, task) != task:
             raise InputError(f"--set {name}: changes {ONE_TASKS_FIELDS[name]} alone, not {task}; leave it out")
+    if task == "sentiment" and fields.get("label_smoothing") and fields.get("regression_loss") != "histogram":
+        raise InputError("--set label_smoothing: spreads a histogram's scores; --set regression_loss=histogram with it")
     size = size_of(start_from)
     head = HEAD_DEFAULTS.get(size, {}) | {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
     recipe = FINETUNING[size]
