@@ -35,6 +35,8 @@ _UNKNOWN_LENGTH = 1 << 62
 """libsndfile reports about 2⁶³ frames for a streamed FLAC, whose end it then cannot tell from a fault."""
 _STREAMED_WAV = 0x7FFF_F000
 """Sizes from here on are what sox and ffmpeg write into a WAV header when they cannot seek back to it."""
+_MP3_LENGTHS = (b"Xing", b"Info", b"VBRI")
+"""What the first frame of an MP3 has where it tells how many follow; else libsndfile estimates it, often too high."""
 
 
 def decode_audio(source: bytes | Path, name: str | None = None) -> tuple[np.ndarray, int]:
@@ -61,7 +63,7 @@ def decode_audio(source: bytes | Path, name: str | None = None) -> tuple[np.ndar
         with soundfile.SoundFile(io.BytesIO(source)) as file:
             _check_format(file, name)
             wave = _read_mono(file)
-            promised = file.frames
+            promised = file.frames if file.format != "MP3" or _mp3_tells_its_length(source) else 0
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").rstrip(".")
         raise InputError(
@@ -134,6 +136,14 @@ def _read_mono(file: soundfile.SoundFile) -> np.ndarray:
     while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
         blocks.append(block[:, 0] if file.channels == 1 else block.mean(axis=1))
     return np.concatenate(blocks)
+
+
+def _mp3_tells_its_length(data: bytes) -> bool:
+    start = 0
+    if data[:3] == b"ID3":  # titles and pictures come first, their size in seven bits a byte
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    first_frame = data[start : start + 1024]
+    return any(name in first_frame for name in _MP3_LENGTHS)
 
 
 def _is_short_wav(data: bytes) -> bool:
