@@ -260,6 +260,18 @@ def test_the_share_is_reached_and_passed_by_less_than_a_speaker() -> None:
     assert len(train) > len(validation)
 
 
+def test_who_has_most_of_the_recordings_is_trained_on_and_utterances_without_a_speaker_are_told() -> None:
+    for many in range(8):
+        names = [f"guest {many}", "host", "another"]
+        corpus = table([(names[max(0, number - 97)], 3000, True, None) for number in range(100)])
+        train, validation, rule = hold_out(corpus, 0.1)
+        assert speakers_of(corpus, validation) <= {"host", "another"}
+        assert corpus.speakers[train[0]] == f"guest {many}"
+        assert "no speaker" not in rule
+    corpus = table([*many_speakers(), (None, 10, True, None)])
+    assert hold_out(corpus, 0.2).rule.endswith("; 1 of 101 utterances have no speaker, so voices may be shared")
+
+
 def test_untranscribed_recordings_do_not_change_which_transcribed_ones_are_held_out() -> None:
     rows = many_speakers()
     more: list[tuple[str | None, int, bool, str | None]] = [

@@ -74,9 +74,12 @@ class StepPlan:
         """Rows of each step of `epoch`: every row once."""
         rng = np.random.default_rng([self.seed, epoch])
         shards = self.shards[self.rows]
-        names = rng.permutation(np.unique(shards))
-        for start in range(0, len(names), SHARDS_A_GROUP):
-            yield from self._cut(rng.permutation(self.rows[np.isin(shards, names[start : start + SHARDS_A_GROUP])]))
+        by_shard = np.argsort(shards, kind="stable")
+        members = np.split(by_shard, np.unique(shards[by_shard], return_index=True)[1])[1:]
+        numbers = rng.permutation(len(members))
+        for start in range(0, len(numbers), SHARDS_A_GROUP):
+            group = np.concatenate([members[number] for number in numbers[start : start + SHARDS_A_GROUP]])
+            yield from self._cut(rng.permutation(self.rows[np.sort(group)]))
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         """Consecutive rows up to `batch_frames`; a rest below half of that joins the step before it."""
@@ -279,10 +282,11 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     """Rows for training and for validation, which share no speaker unless the corpus has it so, which the rule says.
 
     The corpus's own split where it has a validation part (its test part is left alone). Else whole speakers are held
-    out, in an order given by a hash of their names, until `share` of the frames is reached; among those who have
-    transcripts if anyone has, so that untranscribed recordings can join without changing what is held out; at most
-    about an hour. Where fewer than two speakers are named, an utterance counts as a speaker (`voices_of`). Raises
-    `InputError` for fewer than two utterances.
+    out, in an order given by a hash of their names, until `share` of the frames is reached, or about an hour; among
+    those who have transcripts if anyone has, so that untranscribed recordings can join without changing what is held
+    out. Who has more than twice as much is trained on; if all have, who has the least is held out. Where fewer than two
+    speakers are named, an utterance counts as a speaker (`voices_of`). Raises `InputError` for fewer than two
+    utterances.
     """
     splits = np.array([name or "train" for name in corpus.splits])
     if (splits == "validation").any():
@@ -303,15 +307,16 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     unique, owner_of = np.unique(owners, return_inverse=True)
     frames = np.bincount(owner_of, np.where(candidates, corpus.frames[usable], 0), len(unique))
     order = [number for number in np.argsort([digest(name) for name in unique]) if frames[number]]
-    before = np.cumsum(frames[order]) - frames[order]
-    held = [
-        number
-        for number, reached in list(zip(order, before, strict=True))[:-1]  # someone must be left to train on
-        if reached < min(share * frames.sum(), MAX_HELD_OUT)
-    ]
+    wanted = min(share * frames.sum(), MAX_HELD_OUT)
+    small = [number for number in order if frames[number] <= 2 * wanted]
+    before = np.cumsum(frames[small]) - frames[small]
+    held = [number for number, reached in zip(small, before, strict=True) if reached < wanted]
+    held = held[: len(order) - 1] or [min(order, key=lambda number: int(frames[number]))]  # someone is left to train on
     is_held = np.isin(owner_of, held)
     unit = "speakers" if by_speaker else "utterances"
     rule = f"{len(held)} {unit} held out, by a hash of their names"
+    if by_speaker and (unnamed := sum(not corpus.speakers[row] for row in usable)):
+        rule += f"; {unnamed} of {len(usable)} utterances have no speaker, so voices may be shared"
     return Split(usable[~is_held], usable[is_held], rule)
 
 
