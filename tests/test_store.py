@@ -311,6 +311,30 @@ def test_a_recording_that_is_mended_leaves_quarantine(tmp_path: Path):
     assert prepare(utterances, tmp_path / "store").quarantined == ()
 
 
+def test_a_recording_that_is_mended_without_a_trace_leaves_quarantine(tmp_path: Path) -> None:
+    utterances = corpus_of(tmp_path / "audio", 6)
+    audio, whole = utterances[1].audio, utterances[1].audio.read_bytes()
+    status = audio.stat()
+    audio.write_bytes(bytes(len(whole)))
+    os.utime(audio, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert prepare(utterances, tmp_path / "store").utterances == 5
+    assert prepare(utterances, tmp_path / "store").up_to_date
+    audio.write_bytes(whole)
+    os.utime(audio, ns=(status.st_atime_ns, status.st_mtime_ns))
+    summary = prepare(utterances, tmp_path / "store")
+    assert (summary.utterances, summary.quarantined, summary.up_to_date) == (6, (), False)
+
+
+def test_recordings_of_another_folder_do_not_replace_those_whose_names_they_share(tmp_path: Path) -> None:
+    prepare(corpus_of(tmp_path / "one", 5), tmp_path / "store")
+    whole = contents(tmp_path / "store")
+    message = refusal(lambda: prepare(corpus_of(tmp_path / "two", 3), tmp_path / "store"))
+    assert message.startswith(f"{tmp_path / 'store'}: holds recordings of {tmp_path / 'one'}; ")
+    assert contents(tmp_path / "store") == whole
+    more = [replace(each, id=f"more/{each.id}") for each in corpus_of(tmp_path / "more", 2)]
+    assert prepare([*corpus_of(tmp_path / "one", 5), *more], tmp_path / "store").utterances == 7
+
+
 @pytest.mark.parametrize("damaged", ["shards/00001.arrow", "index.arrow", "quarantine.jsonl"])
 def test_a_damaged_file_is_named_when_read_and_mended_when_prepared_again(tmp_path: Path, damaged: str):
     utterances = [*corpus_of(tmp_path / "audio", 8), *bad_recordings(tmp_path / "bad").values()]
@@ -506,13 +530,25 @@ def test_a_store_travels_to_workers_as_its_path(tmp_path: Path, start_method: st
         assert pool.apply(read_ids, (store,)) == [u.id for u in utterances]
 
 
+def test_no_more_than_so_many_shards_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MAPS", 2)
+    utterances = corpus_of(tmp_path / "audio", 24)
+    prepare(utterances, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert read_ids(store) == [each.id for each in utterances]
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        shards = str(tmp_path / "store" / "shards")
+        assert len({line[line.index(shards) :] for line in maps.read_text().splitlines() if shards in line}) == 2
+
+
 def test_reading_holds_no_file_open_and_opens_only_what_is_asked_for(tmp_path: Path):
     prepare(corpus_of(tmp_path / "audio", 12), tmp_path / "store")
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc")
     store = Store(tmp_path / "store")
     store.read(11)
-    assert list(store._shards) == [2]
+    assert store._shard.cache_info().currsize == 1
     # Links are read one by one: a descriptor may be closed meanwhile, the listing's own for one.
     held = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
     assert not [path for path in held if path.startswith(str(tmp_path.resolve()))]

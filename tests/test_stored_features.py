@@ -83,6 +83,16 @@ def test_unfinished_features_are_not_used(store: Path) -> None:
     assert open_features(Store(store), EXTRACTOR.analysis) is None
 
 
+def test_features_written_half_anew_are_not_taken_for_those_of_recordings_that_come_back(store: Path) -> None:
+    folder, manifest = analyse(store).path, read_json(store / "store.json")
+    write_json(store / "store.json", {**manifest, "content_hash": "other recordings"})
+    max(folder.glob("*.arrow")).unlink()
+    with pytest.raises(AssertionError):
+        write_features(Store(store), EXTRACTOR.analysis, deaf, workers=1)
+    write_json(store / "store.json", manifest)
+    assert open_features(Store(store), EXTRACTOR.analysis) is None
+
+
 def test_it_is_said_where_features_are_stored_of_another_analysis_alone(tiny: TinyCorpus, store: Path) -> None:
     assert dataset(tiny, store).features.notes() == []
     other = CtalFeatureExtractor(cmvn="fixed")

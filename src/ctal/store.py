@@ -54,6 +54,9 @@ SHARD_BYTES = 64 * 2**20
 """A shard holds at most so many utterances, and sources of so many bytes (or one larger recording): what a worker
 holds in memory, what an interruption loses, and for LibriSpeech 960 h some 2,200 shards of 28 MB."""
 
+MAPS = 4096
+"""Shards that a process keeps open, of the some 65,000 files that Linux lets it map."""
+
 _SHARDS_A_WORKER = 2
 """At least so many: a worker takes about a second to start (Python, Arrow, pandas, which Arrow imports), as long as
 it then takes for two shards of LibriSpeech."""
@@ -142,8 +145,8 @@ def prepare_store(
 
     Run again on the same input it writes nothing; interrupted, it goes on where it stopped; on changed input it
     rewrites the shards that changed; utterances that are no longer in it are counted in `removed`. A recording that
-    cannot be used, or whose id is taken, goes into quarantine. `progress` gets (done, total) in utterances. Workers are
-    spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
+    cannot be used, or whose id is taken, goes into quarantine; each further run tries it again. `progress` gets (done,
+    total) in utterances. Workers are spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
 
     Raises `InputError` if no utterance is usable, if `strict` and one is not, if `store` holds something else or none
     of the utterances, if the disk refuses, or if a worker process is killed. What was finished by then is kept for the
@@ -155,12 +158,16 @@ def prepare_store(
     old, new = _ids_in(store, corpus), {utterance.id for shard in shards for utterance in shard.utterances}
     if old and not old & new:
         raise InputError(f"{store}: holds {len(old)} other utterances; name a new folder, or delete it first")
+    root = _common_folder(shards)
+    of = read_json(store / "store.json").get("root", root)
+    if os.path.commonpath([of, root]) not in (of, root):  # ids such as 001 are in many folders
+        raise InputError(f"{store}: holds recordings of {of}; name a new folder, or delete it first")
     plan = hashlib.sha256(
         json.dumps([[shard.fingerprint for shard in shards], [asdict(entry) for entry in duplicates]]).encode()
     ).hexdigest()
 
     folder = store / "shards"
-    missing = [shard for shard in shards if not is_whole(folder / shard.name, shard.fingerprint)]
+    missing = [shard for shard in shards if not _is_current(folder / shard.name, shard)]
     report = progress or (lambda done, total: None)
     up_to_date = not missing and _is_finished(store, plan)
     if up_to_date:
@@ -169,7 +176,7 @@ def prepare_store(
         _check_usable(manifest["utterances"], quarantined, strict)
     else:
         with only_writer(store, folder):
-            identity = {"format": FORMAT, "version": VERSION}
+            identity = {"format": FORMAT, "version": VERSION, "root": root}
             write_json(store / "store.json", {**identity, "complete": False, "corpus": corpus}, _MEND)
             _discard_strays(folder, keep={shard.name for shard in shards})
             kept = total - sum(len(shard.utterances) for shard in missing)
@@ -259,6 +266,12 @@ def _plan(utterances: Iterable[Utterance]) -> tuple[list[_Shard], list[Quarantin
     return shards, duplicates, total
 
 
+def _common_folder(shards: Iterable[_Shard]) -> str:
+    """The innermost that holds all recordings."""
+    folders = {os.path.dirname(os.path.abspath(each.audio)) for shard in shards for each in shard.utterances}
+    return os.path.commonpath(folders)
+
+
 def write_in_processes(
     write: Callable[[Job], None],
     jobs: Sequence[tuple[Job, int]],
@@ -307,6 +320,23 @@ def _write_shard(folder: Path, shard: _Shard) -> None:
     batch = pa.RecordBatch.from_pylist(rows, schema=_SHARD_SCHEMA)
     more = {"ctal.quarantine": json.dumps([asdict(entry) for entry in quarantined])}
     write_arrow(folder / shard.name, batch, fingerprint=shard.fingerprint, metadata=more)
+
+
+def _is_current(path: Path, shard: _Shard) -> bool:
+    """Whether a shard is written as planned, and what is in quarantine still belongs there: what made a recording
+    unreadable, such as its rights or the disk it is on, may be mended without a trace in its size or time of change."""
+    if not is_whole(path, shard.fingerprint):
+        return False
+    refused = {entry.id for entry in _quarantine_of(path)}
+    return not any(_is_usable(each) for each in shard.utterances if _quarantine(each, "").id in refused)
+
+
+def _is_usable(utterance: Utterance) -> bool:
+    try:
+        _row(utterance, decode_audio)
+    except InputError:
+        return False
+    return True
 
 
 def _quarantine(utterance: Utterance, reason: str) -> Quarantined:
@@ -419,7 +449,8 @@ def _write_index(store: Path, shards: list[_Shard]) -> dict[str, Any]:
             "split": batch.column("split"),
             "has_text": batch.column("text").is_valid(),
         }
-        tables.append(pa.table(columns))
+        # Copied out of the map, of which there may be more than a process can have (`MAPS`).
+        tables.append(pa.table({name: pa.array(column.to_pylist(), column.type) for name, column in columns.items()}))
     index = pa.concat_tables(tables).combine_chunks()
     write_arrow(store / "index.arrow", index.to_batches()[0])
     return {
@@ -648,7 +679,7 @@ class Store:
         """SHA-256 over ids, stored bytes, texts, speakers, splits and labels in order: equal data, equal hash."""
         self.hours: float = manifest["hours"]
         self._length: int = manifest["utterances"]
-        self._shards: dict[int, pa.RecordBatch] = {}  # maps, which hold no file descriptors
+        self._shard = lru_cache(MAPS)(self._open_shard)
 
     def __len__(self) -> int:
         return self._length
@@ -689,10 +720,8 @@ class Store:
             _audio=batch.column("audio").slice(row, 1),
         )
 
-    def _shard(self, number: int) -> pa.RecordBatch:
-        if number not in self._shards:
-            self._shards[number] = self._open(self.path / "shards" / f"{number:05d}.arrow")
-        return self._shards[number]
+    def _open_shard(self, number: int) -> pa.RecordBatch:
+        return self._open(self.path / "shards" / f"{number:05d}.arrow")
 
     def _open(self, path: Path) -> pa.RecordBatch:
         try:

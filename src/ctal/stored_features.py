@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from ctal.audio import load_audio
 from ctal.errors import InputError
 from ctal.files import write_json
 from ctal.processes import usable_cores
-from ctal.store import Store, is_whole, only_writer, open_arrow, read_json, write_arrow, write_in_processes
+from ctal.store import MAPS, Store, is_whole, only_writer, open_arrow, read_json, write_arrow, write_in_processes
 
 FORMAT = "ctal-features"
 VERSION = 1
@@ -86,6 +86,7 @@ def write_features(
         kept = len(store) - sum(len(job.rows) for job in missing)
         report(kept, len(store))
         if not up_to_date:
+            (folder / _MANIFEST).unlink(missing_ok=True)  # else an old one would vouch for what is half written
             write = partial(_write_file, extract=extract)
             tasks = [(job, len(job.rows)) for job in missing]
             write_in_processes(write, tasks, folder, workers or usable_cores(), lambda n: report(kept + n, len(store)))
@@ -101,9 +102,9 @@ def _folder(store: Store, analysis: str) -> Path:
 
 def _jobs(store: Store, folder: Path, analysis: str) -> list[_Job]:
     hashes = np.array(store.audio_hashes())
+    numbers, first = np.unique(store.index.shards, return_index=True)
     jobs = []
-    for number in np.unique(store.index.shards).tolist():
-        rows = np.flatnonzero(store.index.shards == number)
+    for number, rows in zip(numbers.tolist(), np.split(np.arange(len(store)), first)[1:], strict=True):
         facts = json.dumps([FORMAT, VERSION, analysis, [store.index.id(row) for row in rows.tolist()], *hashes[rows]])
         fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         jobs.append(_Job(store.path, tuple(rows.tolist()), folder / f"{number:05d}.arrow", fingerprint))
@@ -139,7 +140,7 @@ class StoredFeatures:
     def __init__(self, store: Store, analysis: str) -> None:
         """See `open_features`."""
         self._store, self._analysis = store, analysis
-        self._files: dict[int, pa.RecordBatch] = {}
+        self._file = lru_cache(MAPS)(self._open)
 
     def __reduce__(self) -> tuple[type[StoredFeatures], tuple[Store, str]]:
         return StoredFeatures, (self._store, self._analysis)
@@ -147,13 +148,7 @@ class StoredFeatures:
     def read(self, i: int) -> Tensor:
         """(T, F) float16 of utterance `i` of the store."""
         number, row = int(self._store.index.shards[i]), int(self._store.index.rows[i])
-        if number not in self._files:
-            path = self._path(number)
-            try:
-                self._files[number] = open_arrow(path)
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{path}: cannot be read ({error}); run `ctal features` again") from None
-        batch = self._files[number]
+        batch = self._file(number)
         if row >= len(batch) or batch.column("id")[row].as_py() != self._store.index.id(i):
             raise InputError(f"{self._path(number)}: was written anew while it was read; start again")
         _, ends, content = batch.column("features").buffers()
@@ -161,6 +156,13 @@ class StoredFeatures:
         # Copied out of the map, in which nothing may be written; once, since an element of the column would be a copy.
         values = np.frombuffer(content.slice(start, end - start), np.float16)
         return torch.from_numpy(values.copy()).view(batch.column("frames")[row].as_py(), -1)
+
+    def _open(self, number: int) -> pa.RecordBatch:
+        path = self._path(number)
+        try:
+            return open_arrow(path)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: cannot be read ({error}); run `ctal features` again") from None
 
     def _path(self, number: int) -> Path:
         return _folder(self._store, self._analysis) / f"{number:05d}.arrow"
