@@ -225,8 +225,8 @@ def normalize(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean 0 and population standard deviation 1 per utterance and dimension, over the frames of `mask_BT`."""
     mask = mask_BT[..., None]
     centred = (features_BTD - _mean_over_time(features_BTD, mask_BT)) * mask
-    std = (centred.square().sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)).sqrt()
-    return centred / std.clamp_min(_MIN_STD)
+    variance = centred.square().sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+    return centred / variance.clamp_min(_MIN_STD**2).sqrt()  # not of 0, whose gradient is infinite
 
 
 def _mean_over_time(features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -272,6 +272,7 @@ def at_one_level(wave: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be needed for gradients later
 def _mel_bands(n_fft: int, device: torch.device) -> list[tuple[slice, Tensor]]:
     """The filters of `_BAND_CHANNELS` channels at a time, from low to high, without the bins in which all are 0.
 
@@ -286,6 +287,7 @@ def _mel_bands(n_fft: int, device: torch.device) -> list[tuple[slice, Tensor]]:
 
 
 @cache
+@torch.inference_mode(False)
 def mel_filters(sampling_rate: int, n_fft: int, num_mel: int) -> Tensor:
     """Slaney's mel filterbank, (n_fft // 2 + 1, num_mel) float32 on the CPU, each triangle of unit area in Hz.
 
@@ -316,6 +318,7 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 
 @cache
+@torch.inference_mode(False)
 def _delta_kernels(order: int) -> Tensor:
     """Row h: the weights of frames -4 … 4 for a window of 2h+1 frames; (5, 9) float32, row 0 is 0."""
     offsets = np.arange(-_DELTA_HALF_WIDTH, _DELTA_HALF_WIDTH + 1, dtype=np.float64)

@@ -33,6 +33,7 @@ _SMOOTHED = 2
 """Frames to either side over which autocorrelations are averaged."""
 _SILENCE = 1e-2
 """Of the loudest frame's magnitude: what is much softer is not voiced, however periodic."""
+_LEAST_SQUARE = 1e-36
 VOICED = 0.25
 """Voicing from which a frame has a pitch of its own."""
 
@@ -59,10 +60,12 @@ def autocorrelation(squares_NS: Tensor, width: int) -> Tensor:
     """
     cosines_KP = _cosines(squares_NS.shape[1] // 2, width, squares_NS.device)
     end = 2 * len(cosines_KP)
-    return (squares_NS[:, 0:end:2] + squares_NS[:, 1:end:2]).sqrt_() @ cosines_KP
+    # The gradient of the root is infinite at 0, in silence.
+    return (squares_NS[:, 0:end:2] + squares_NS[:, 1:end:2]).clamp_min(_LEAST_SQUARE).sqrt() @ cosines_KP
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be needed for gradients later
 def _cosines(num_bins: int, width: int, device: torch.device) -> Tensor:
     """(K, 1 + P) float32: the first K of `num_bins` bins of a spectrum → its autocorrelation; nothing below the lowest
     pitch, where hum is and no voice."""
@@ -77,6 +80,7 @@ def _cosines(num_bins: int, width: int, device: torch.device) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def _log_grid() -> Tensor:
     """(P,) logarithms of the frequencies in Hz whose periods are the lags."""
     return torch.linspace(math.log(LOWEST_HZ), math.log(HIGHEST_HZ), _NUM_LAGS)
