@@ -1,7 +1,11 @@
+import io
 import json
 import logging
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +31,24 @@ def refusal(corpus: str, root: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def lock(locked: Path, patch: pytest.MonkeyPatch) -> None:
+    """Take all rights to a file or folder away, as chmod cannot where root runs the tests."""
+
+    def refusing(call: Callable[..., Any], *, needs_rights_to_it: bool) -> Callable[..., Any]:
+        def refuse(path: Any = ".", *args: Any, **named: Any) -> Any:
+            if isinstance(path, str | Path):
+                around = Path(path).parents
+                if locked in around or (needs_rights_to_it and locked == Path(path)):
+                    raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *args, **named)
+
+        return refuse
+
+    for module, name in ((os, "listdir"), (os, "scandir"), (io, "open")):
+        patch.setattr(module, name, refusing(getattr(module, name), needs_rights_to_it=True))
+    patch.setattr(os, "stat", refusing(os.stat, needs_rights_to_it=False))
 
 
 def librispeech(root: Path) -> Path:
@@ -80,6 +102,15 @@ def test_real_librispeech_is_found_whole_with_and_without_transcripts():
     assert len({u.speaker for u in with_text}) == 10
 
 
+@pytest.mark.parametrize("name", ["121123", "121123/84-121123.trans.txt"])
+def test_a_chapter_or_transcript_of_librispeech_without_rights_is_one_clear_line(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    locked = librispeech(tmp_path) / "dev-clean" / "84" / name
+    lock(locked, monkeypatch)
+    assert refusal("librispeech", tmp_path) == f"{locked}: cannot be read (Permission denied); check its rights"
+
+
 # A folder of recordings -------------------------------------------------------------------------------------------
 
 
@@ -114,7 +145,36 @@ def test_other_files_in_a_folder_are_counted_aloud(tmp_path: Path, caplog: pytes
     touch(tmp_path / "a.wav", tmp_path / "._a.wav", tmp_path / "x.pdf", tmp_path / "y.pdf", tmp_path / "Makefile")
     with caplog.at_level(logging.WARNING):
         assert len(utterances("folder", tmp_path)) == 1
-    assert "4 files that are not recordings (2 .pdf" in caplog.text
+    assert "4 files or folders that are not recordings (2 .pdf" in caplog.text
+
+
+def test_recordings_in_hidden_folders_such_as_of_a_trash_are_left_out_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    root = tmp_path / ".cache" / ".here"  # as the user named it
+    touch(root / "sub" / "a.wav", root / ".Trash-1000" / "files" / "deleted.wav", root / "sub" / ".git" / "b.wav")
+    with caplog.at_level(logging.WARNING):
+        assert [u.id for u in utterances("folder", root)] == ["sub/a"]
+    assert "2 files or folders that are not recordings (2 hidden)" in caplog.text
+
+
+@pytest.mark.parametrize("corpus", ["folder", "librispeech"])
+@pytest.mark.parametrize("name", ["lost+found", ".Trash-1000"])
+def test_what_the_system_keeps_for_itself_at_the_top_of_a_disk_does_not_matter(
+    tmp_path: Path, corpus: str, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    expected = utterances(corpus, librispeech(tmp_path))
+    touch(tmp_path / name / "a.wav")
+    lock(tmp_path / name, monkeypatch)
+    assert utterances(corpus, tmp_path) == expected
+
+
+def test_a_folder_without_rights_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path / "a.wav", tmp_path / "sub" / "b.wav")
+    lock(tmp_path / "sub", monkeypatch)
+    refused = f"{tmp_path / 'sub'}: cannot be read (Permission denied); check its rights"
+    assert refusal("folder", tmp_path) == refused
+    assert refusal("folder", tmp_path / "sub") == refused
 
 
 def test_links_to_folders_are_followed_though_not_in_circles(tmp_path: Path):
@@ -197,13 +257,24 @@ def test_an_unused_column_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ("m.jsonl", "\n", "has no recordings"),
         ("m.csv", "audio,text\na.wav,x\nb.wav,well, no\n", "line 3: 3 fields"),
         ("m.csv", 'audio,text\na.wav,"x"y\n', "line 2: not CSV"),
+        ("m.tsv", 'audio\ttext\na.wav\t"Come in\nb.wav\tor not\nc.wav\tdo"\n', "lines 2 to 4: text in quotes"),
+        ("m.csv", 'audio,text\na.wav,x\nb.wav,"y\n"\n', "lines 3 to 4: text in quotes"),
+        ("m.csv", 'audio,"text\na.wav,x"\n', "lines 1 to 2: text in quotes"),
+        ("m.csv", 'audio,text\na.wav,x\nb.wav,"y\nc.wav,z\n', "line 3: not CSV (unexpected end of data)"),
         ("m.csv", "audio,audio\na.wav,b.wav\n", "'audio' stands there twice"),
         ("m.csv", "audio,text\n,x\n", "line 2: 'audio' is empty"),
+        ("m.csv", "audio,text\na.wav,x\n.,x\n", "line 3: 'audio' is '.', which names no file"),
+        ("m.csv", "audio,id\n/,x\n", "line 2: 'audio' is '/', which names no file"),
         ("m.csv", "audio,split\na.wav,tran\n", "split 'tran' (did you mean 'train'?)"),
         ("m.csv", "audio,sentiment\na.wav,good\n", "sentiment 'good' is not a number"),
         ("m.csv", "audio,sentiment\na.wav,nan\n", "not a finite number"),
         ("m.csv", "audio,sentiment\na.wav,5\n", "sentiment 5 is not between -3 and 3"),
         ("m.jsonl", '{"audio": "a.wav"}\n{"audio": \n', "line 2: not JSON"),
+        ("m.jsonl", f'{{"audio": "a.wav"}}\n{{"audio": "b.wav", "text": {"1" * 5000}}}', "line 2: not JSON"),
+        ("m.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("m.jsonl", f'{{"audio": "a.wav", "labels": {{"x": {"1" * 400}}}}}', "line 1: label 'x' is 111"),
+        ("m.csv", f"""audio,labels\na.wav,{{x: {"1" * 5000}}}""", "'labels' must be an object"),
+        ("m.csv", f"""audio,labels\na.wav,{"1" * 5000}""", "'labels' must be an object"),
         ("m.jsonl", '["a.wav"]', "line 1: not an object"),
         ("m.jsonl", '{"audio": ["a.wav"]}', "'audio' must be text"),
         ("m.jsonl", '{"audio": "a.wav", "labels": "sad"}', "'labels' must be an object"),
@@ -216,6 +287,18 @@ def test_a_manifest_that_cannot_be_understood_is_one_line_with_the_place(
     message = refusal("manifest", manifest(tmp_path, text, name))
     assert says in message
     assert name in message
+
+
+def test_a_manifest_without_rights_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = manifest(tmp_path, "audio\na.wav\n")
+    for locked in (path, tmp_path):
+        with monkeypatch.context() as patch:
+            lock(locked, patch)
+            assert refusal("manifest", path) == f"{path}: cannot be read (Permission denied); check its rights"
+
+
+def test_a_manifest_that_names_its_own_folder_as_a_recording_is_one_clear_line(tmp_path: Path):
+    assert "which names no file" in refusal("manifest", manifest(tmp_path, f"audio\n{tmp_path}\n"))
 
 
 def test_a_manifest_in_another_encoding_is_named(tmp_path: Path):

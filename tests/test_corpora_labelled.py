@@ -15,6 +15,7 @@ from conftest import REAL, needs_real
 from ctal.corpora import Utterance, corpus_names, get_corpus
 from ctal.errors import InputError
 from ctal.store import Store, StoreSummary, prepare_store
+from test_corpora import lock
 
 RATE = 16_000
 
@@ -57,6 +58,13 @@ def refusal(corpus: str, root: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def utterances_or_refusal(corpus: str, root: Path) -> list[Utterance] | str:
+    try:
+        return utterances(corpus, root)
+    except InputError as error:
+        return str(error)
 
 
 def store_of(corpus: str, root: Path, store: Path) -> StoreSummary:
@@ -238,6 +246,48 @@ def test_help_says_what_root_is_and_where_the_corpus_comes_from(corpus: str):
     text = get_corpus(corpus).help
     assert text.startswith("ROOT: ")
     assert "http" in text
+
+
+@pytest.mark.parametrize("corpus", TREES)
+def test_a_folder_without_rights_loses_no_recording_in_silence(tmp_path: Path, corpus: str):
+    expected = utterances(corpus, TREES[corpus](tmp_path / "root"))
+    folders = [path for path in (tmp_path / "root").rglob("*") if path.is_dir()]
+    refused = 0
+    for folder in folders:
+        with pytest.MonkeyPatch.context() as patch:
+            lock(folder, patch)
+            found = utterances_or_refusal(corpus, tmp_path / "root")
+        if isinstance(found, str):
+            refused += 1
+            assert found.startswith(str(folder))
+            assert ": cannot be read (Permission denied); check its rights" in found
+        else:
+            assert found == expected
+    assert refused
+
+
+@pytest.mark.parametrize("corpus", TREES)
+def test_a_file_without_rights_is_one_line_or_left_to_the_store(tmp_path: Path, corpus: str):
+    expected = utterances(corpus, TREES[corpus](tmp_path / "root"))
+    for path in (path for path in (tmp_path / "root").rglob("*") if path.is_file()):
+        with pytest.MonkeyPatch.context() as patch:
+            lock(path, patch)
+            found = utterances_or_refusal(corpus, tmp_path / "root")
+        if isinstance(found, str):
+            assert found.startswith(f"{path}: cannot be read (Permission denied); check its rights")
+        else:
+            assert found == expected
+
+
+@pytest.mark.parametrize("corpus", TREES)
+@pytest.mark.parametrize("name", ["lost+found", ".Trash-1000"])
+def test_what_lies_at_the_top_of_a_disk_is_no_part_of_a_corpus(tmp_path: Path, corpus: str, name: str):
+    expected = utterances(corpus, TREES[corpus](tmp_path / "root"))
+    TREES[corpus](tmp_path / "root" / name)
+    assert utterances(corpus, tmp_path / "root") == expected
+    with pytest.MonkeyPatch.context() as patch:
+        lock(tmp_path / "root" / name, patch)
+        assert utterances(corpus, tmp_path / "root") == expected
 
 
 # IEMOCAP ----------------------------------------------------------------------------------------------------------

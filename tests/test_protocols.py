@@ -324,6 +324,8 @@ def test_names_with_spaces_survive_a_written_list(tmp_path: Path) -> None:
         ("same a b\n", "line 1: write `A B`, or `1 A B`"),
         ("1 a b\n1 a\n", "line 2: some lines have a label"),
         ("1 a b\n\n1 a c\n", "line 3: 'c' is not in the store"),
+        ("1 a b\n1 . a\n", "line 2: '.' is not in the store"),
+        ("1 a b\n1 a /\n", "line 2: '/' is not in the store"),
         ("1\ta\t\n", "line 1: write"),
         ("a b\n", "line 1: has no label"),
         ("1 a b\n0 a twice\n", "line 2: 'twice' is in several of the stores"),

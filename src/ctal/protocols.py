@@ -299,7 +299,8 @@ def read_trials(path: Path, ids: Sequence[str]) -> Trials:
             raise InputError(f"{path}, line {number}: has no label; write `1 A B` for the same speaker or `0 A B`")
         pair = []
         for name in (trial.a, trial.b):
-            id = name if name in position else str(Path(name).with_suffix(""))
+            written = Path(name)  # whose name is empty where it is `.` or `/`
+            id = str(written.with_suffix("")) if name not in position and written.name else name
             if id not in position:
                 raise InputError(f"{path}, line {number}: '{name}' is not in the store; prepare the corpus it is from")
             if id in twice:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import is_hidden, warn_left_out
+from ctal.corpora.reading import find_folder, is_hidden, readable, warn_left_out
 from ctal.errors import InputError
 
 _READABLE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"}
@@ -23,18 +23,17 @@ _UNREADABLE = {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka"}
 def prepare(root: Path) -> Iterator[Utterance]:
     """Recordings below `root` in the order of their paths; an id is the path below `root` without its suffix.
 
-    A `.txt` without a recording is yielded as the recording `NAME.*`, for the store to quarantine. Other files are
-    counted in a warning. A transcript that cannot be read as UTF-8 has surrogates, which the store quarantines. Raises
-    `InputError` if `root` is missing or has no recording.
+    A `.txt` without a recording is yielded as the recording `NAME.*`, for the store to quarantine. Other files and
+    hidden folders are counted in a warning. A transcript that cannot be read as UTF-8 has surrogates, which the store
+    quarantines. Raises `InputError` if `root` is missing, has no recording or a folder that cannot be read.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; name a folder of recordings (WAV, FLAC, OGG, MP3, …)")
+    find_folder(root, [""], "name a folder of recordings (WAV, FLAC, OGG, MP3, …)")
     recordings: list[Path] = []
     texts: set[Path] = set()
     ignored: Counter[str] = Counter()
     for path in _files(root):
         suffix = path.suffix.lower()
-        hidden = is_hidden(path)
+        hidden = is_hidden(path.name)
         if suffix in _READABLE | _UNREADABLE and not hidden:
             recordings.append(path)
         elif suffix == ".txt" and not hidden:
@@ -43,7 +42,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
             ignored["hidden" if hidden else suffix or "no suffix"] += 1
     if not recordings:
         raise InputError(f"{root}: no recording in it (WAV, FLAC, OGG, MP3, …); name the folder that holds them")
-    warn_left_out(root, "files that are not recordings", ignored)
+    warn_left_out(root, "files or folders that are not recordings", ignored)
 
     transcripts = {path.with_suffix(""): path for path in texts}
     stems = {audio.with_suffix("") for audio in recordings}
@@ -61,20 +60,25 @@ def transcript_beside(audio: Path) -> str | None:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """All files below `root`, through links to folders too, though into no folder twice."""
+    """All files below `root`, through links to folders too, though into no folder twice; hidden folders themselves.
+
+    What is in a hidden folder was deleted (.Trash-1000) or is of some program's (.git), and often not to be read.
+    """
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, onerror=_refuse, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders.sort()
-        yield from (Path(folder, name) for name in names)
+    with readable(root):
+        for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                subfolders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            hidden = [name for name in subfolders if is_hidden(name)]
+            subfolders[:] = sorted(set(subfolders) - set(hidden))
+            yield from (Path(folder, name) for name in names + hidden)
 
 
-def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its rights") from None
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _read(path: Path) -> str | None:

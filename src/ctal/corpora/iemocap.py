@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import find_folder, read_text, sound_of, warn_left_out
+from ctal.corpora.reading import find_folder, listed, read_text, sound_of, warn_left_out
 from ctal.errors import InputError
 
 _SESSIONS = range(1, 6)
@@ -47,8 +47,7 @@ def prepare(root: Path, emotions: Mapping[str, str] = FOUR_CLASSES) -> Iterator[
             find_folder(session, [f"dialog/{name}"], _MEND) for name in ("EmoEvaluation", "transcriptions")
         )
         wavs = find_folder(session, ["sentences/wav"], _MEND)
-        # Not a bare *.txt: the release holds hidden ._NAME.txt files of macOS.
-        for evaluation in sorted(evaluations.glob("Ses*.txt")):
+        for evaluation in listed(evaluations, "Ses*.txt"):
             texts = _transcripts(transcriptions / evaluation.name)
             for id, name, gender, code in _SUMMARY.findall(read_text(evaluation)):
                 if code not in emotions:

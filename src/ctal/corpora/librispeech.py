@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import SPLITS, is_hidden
+from ctal.corpora.reading import SPLITS, find_folder, listed, readable, subfolders
 from ctal.errors import InputError
 
 _SUFFIXES = (".flac", ".wav")
@@ -23,11 +23,8 @@ def prepare(root: Path) -> Iterator[Utterance]:
     A recording without a line in the transcripts has text None; a line without a recording is yielded too, for
     the store to quarantine. Raises `InputError` if `root` is missing or has no chapter.
     """
-    if not root.is_dir():
-        raise InputError(
-            f"{root}: no such folder; name the one that holds train-clean-100, dev-clean … or one of these"
-        )
-    subsets = [root] if _numbered(root) else _folders(root)
+    find_folder(root, [""], "name the one that holds train-clean-100, dev-clean … or one of these")
+    subsets = [root] if _numbered(root) else subfolders(root)
     chapters = [chapter for subset in subsets for speaker in _numbered(subset) for chapter in _numbered(speaker)]
     if not chapters:
         raise InputError(
@@ -43,7 +40,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
 def _utterances(chapter: Path, split: str | None) -> Iterator[Utterance]:
     speaker = chapter.parent.name
     transcripts = _transcripts(chapter)
-    recordings = sorted(path for path in chapter.iterdir() if path.suffix.lower() in _SUFFIXES and not is_hidden(path))
+    recordings = [path for path in listed(chapter) if path.suffix.lower() in _SUFFIXES]
     for audio in recordings:
         yield Utterance(audio.stem, audio, text=transcripts.get(audio.stem), speaker=speaker, split=split)
     for id in sorted(transcripts.keys() - {audio.stem for audio in recordings}):
@@ -52,9 +49,10 @@ def _utterances(chapter: Path, split: str | None) -> Iterator[Utterance]:
 
 def _transcripts(chapter: Path) -> dict[str, str | None]:
     texts: dict[str, str | None] = {}
-    for path in sorted(path for path in chapter.glob("*.trans.txt") if not is_hidden(path)):
+    for path in listed(chapter, "*.trans.txt"):
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
+            with readable(path):
+                lines = path.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError:
             raise InputError(f"{path}: not UTF-8 text; unpack it again") from None
         for line in filter(str.strip, lines):
@@ -63,13 +61,9 @@ def _transcripts(chapter: Path) -> dict[str, str | None]:
     return texts
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir())
-
-
 def _numbered(parent: Path) -> list[Path]:
     """Folders named by a number, as those of speakers and chapters are."""
-    return [path for path in _folders(parent) if path.name.isdecimal()]
+    return [path for path in subfolders(parent) if path.name.isdecimal()]
 
 
 CORPUS = Corpus(

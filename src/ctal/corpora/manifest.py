@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import reprlib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import SPLITS, csv_rows
+from ctal.corpora.reading import SPLITS, csv_rows, find_file, readable
 from ctal.errors import InputError, did_you_mean
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -29,8 +30,7 @@ def prepare(manifest: Path) -> Iterator[Utterance]:
     A recording that is missing or broken is left to the store to quarantine; a line that cannot be understood is an
     `InputError` naming it, as are a missing file, a missing `audio` column and a manifest without lines.
     """
-    if not manifest.is_file():
-        raise InputError(f"{manifest}: no such file; name a manifest (.csv, .tsv or .jsonl)")
+    find_file(manifest.parent, [manifest.name], "name a manifest (.csv, .tsv or .jsonl)")
     suffix = manifest.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{manifest}: what kind of manifest is this? Its name must end in .csv, .tsv or .jsonl")
@@ -41,10 +41,11 @@ def prepare(manifest: Path) -> Iterator[Utterance]:
     unused: dict[str, None] = {}
     empty = True
     try:
-        for where, line in lines:
-            empty = False
-            unused |= dict.fromkeys(line.keys() - set(_COLUMNS))
-            yield _utterance(manifest.parent, line, where)
+        with readable(manifest):
+            for where, line in lines:
+                empty = False
+                unused |= dict.fromkeys(line.keys() - set(_COLUMNS))
+                yield _utterance(manifest.parent, line, where)
     except UnicodeDecodeError:
         raise InputError(f"{manifest}: not UTF-8 text; save it as UTF-8") from None
     if empty:
@@ -70,6 +71,11 @@ def _json_lines(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"{where}: not JSON ({error.msg}); write one object a line") from None
+            except (ValueError, RecursionError):
+                raise InputError(
+                    f"{where}: not JSON that can be read (numbers of thousands of digits, or lists in lists); "
+                    "write one object a line"
+                ) from None
             if not isinstance(value, dict):
                 raise InputError(f'{where}: not an object; write one a line, such as {{"audio": "a.wav"}}')
             _check_columns(list(value), where)
@@ -95,11 +101,14 @@ def _utterance(folder: Path, line: Mapping[str, Any], where: str) -> Utterance:
     audio = _text(line, "audio", where)
     if audio is None:
         raise InputError(f"{where}: 'audio' is empty; name the recording or delete the line")
+    name = _below(folder, audio)
+    if not name.name:
+        raise InputError(f"{where}: 'audio' is '{audio}', which names no file; name the recording or delete the line")
     split = _text(line, "split", where)
     if split is not None and split not in SPLITS:
         raise InputError(f"{where}: split '{split}'{did_you_mean(split, SPLITS)}; use train, validation or test")
     return Utterance(
-        id=_text(line, "id", where) or _id(audio, folder),
+        id=_text(line, "id", where) or name.with_suffix("").as_posix(),
         audio=folder / audio,
         text=_text(line, "text", where),
         speaker=_text(line, "speaker", where),
@@ -108,12 +117,12 @@ def _utterance(folder: Path, line: Mapping[str, Any], where: str) -> Utterance:
     )
 
 
-def _id(audio: str, folder: Path) -> str:
-    """The path without its suffix, below the manifest's folder where it lies there, so that both can move."""
+def _below(folder: Path, audio: str) -> Path:
+    """The path below the manifest's folder where it lies there, so that both can move."""
     path = Path(audio)
     if path.is_absolute() and path.is_relative_to(folder.absolute()):
         path = path.relative_to(folder.absolute())
-    return path.with_suffix("").as_posix()
+    return path
 
 
 def _text(line: Mapping[str, Any], column: str, where: str) -> str | None:
@@ -130,7 +139,7 @@ def _labels(line: Mapping[str, Any], where: str) -> dict[str, str | float]:
     if isinstance(given, str):
         try:
             given = json.loads(given)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             given = None
     if not isinstance(given, dict):
         raise InputError(f"""{where}: 'labels' must be an object, such as {{"emotion": "angry"}}""")
@@ -152,8 +161,9 @@ def _label(name: str, value: object, where: str) -> str | float:
         raise InputError(f"{where}: label '{name}' must be text or a number")
     if isinstance(value, str):
         return value.strip()
-    if not math.isfinite(value):
-        raise InputError(f"{where}: label '{name}' is {value}, not a finite number; leave it empty if it is unknown")
+    if not abs(value) <= sys.float_info.max:  # which math.isfinite cannot say of an integer of 400 digits
+        shown = reprlib.repr(value)
+        raise InputError(f"{where}: label '{name}' is {shown}, not a finite number; leave it empty if it is unknown")
     if name == "sentiment" and not -3 <= value <= 3:
         raise InputError(f"{where}: sentiment {value:g} is not between -3 and 3; bring the scale to that")
     return value

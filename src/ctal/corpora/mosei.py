@@ -30,7 +30,9 @@ from ctal.corpora.reading import (
     SPLITS,
     find_file,
     find_folder,
+    listed,
     read_text,
+    readable,
     refuse_videos,
     sound_of,
     table_rows,
@@ -64,7 +66,8 @@ def prepare(root: Path) -> Iterator[Utterance]:
         ["label.csv", "Labels/label.csv", "Raw/label.csv"],
         "put the label.csv of MMSA's edition of MOSEI there (https://github.com/thuiar/MMSA)",
     )
-    raw = next((folder for folder in (root, root / "Raw") if (folder / _WAVS).is_dir()), None)
+    with readable(root):
+        raw = next((folder for folder in (root, root / "Raw") if (folder / _WAVS).is_dir()), None)
     if raw is not None:
         yield from _cut_from_recordings(raw, _labelled(table))
         return
@@ -110,7 +113,7 @@ def _sentiment(value: str, where: str) -> float:
 def _cut_from_recordings(raw: Path, labelled: list[Utterance]) -> Iterator[Utterance]:
     transcripts = find_folder(raw, [_SEGMENTS], "unpack CMU_MOSEI.zip whole")
     left_out: Counter[str] = Counter()
-    segments = {id: segment for path in sorted(transcripts.glob("*.txt")) for id, segment in _segments(path, left_out)}
+    segments = {id: segment for path in listed(transcripts, "*.txt") for id, segment in _segments(path, left_out)}
     differing = 0
     for utterance in labelled:
         segment = segments.get(utterance.id)

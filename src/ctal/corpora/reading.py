@@ -8,6 +8,8 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path
 
@@ -22,7 +24,19 @@ _C1_CONTROLS = {
 }
 """Controls that no text has: they are Windows-1252 quotes and dashes that someone took for Latin-1."""
 
+_LOST_AND_FOUND = "lost+found"
+"""What a file system keeps for itself, and from everyone else, at the top of a disk."""
+
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises `InputError` where the system refuses to read or to list `path`, or a file or folder in it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}); check its rights") from None
 
 
 def read_text(path: Path) -> str:
@@ -30,7 +44,9 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); unpack the corpus again") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); check its rights or unpack the corpus again"
+        ) from None
     for encoding in ("utf-8-sig", "cp1252"):
         try:
             return data.decode(encoding).translate(_C1_CONTROLS)
@@ -44,24 +60,44 @@ def csv_rows(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """(place for error messages, columns) of each line of `file`, whose first line names the columns.
 
-    `check(names, place)` raises where the names will not do. Raises `InputError` for what is not CSV.
+    `check(names, place)` raises where the names will not do. Raises `InputError` for what is not CSV or
+    has a row of several lines.
+    """
+    rows = _numbered_rows(file, path, delimiter)
+    _, names = next(rows, (1, []))
+    header = [name.strip() for name in names]
+    check(header, f"{path}")
+    for number, cells in rows:
+        where = f"{path}, line {number}"
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise InputError(
+                f"{where}: {len(cells)} fields where the first line has {len(header)}; "
+                "put text that holds a comma, a tab or a quote in double quotes"
+            )
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _numbered_rows(file: Iterable[str], path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of each line. A row of several lines is refused, though CSV allows it.
+
+    Text that begins with the quote of someone's speech runs on to the next quote, and swallows the recordings between.
+    No corpus needs such rows: the published tables of MELD have none, and a segment of MOSEI's transcripts is a line.
     """
     reader = csv.reader(file, delimiter=delimiter, strict=True)
+    number = 1
     try:
-        header = [name.strip() for name in next(reader, [])]
-        check(header, f"{path}")
         for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not cells:
-                continue
-            if len(cells) != len(header):
+            if reader.line_num > number:
                 raise InputError(
-                    f"{where}: {len(cells)} fields where the first line has {len(header)}; "
-                    "put text that holds a comma, a tab or a quote in double quotes"
+                    f"{path}, lines {number} to {reader.line_num}: text in quotes runs over several lines; put it on "
+                    "one line, or take away the quote it begins with where that is part of the text"
                 )
-            yield where, dict(zip(header, cells, strict=True))
+            yield number, cells
+            number += 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}); mend its quotes") from None
+        raise InputError(f"{path}, line {number}: not CSV ({error}); mend its quotes") from None
 
 
 def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -88,18 +124,20 @@ def find_file(root: Path, places: Sequence[str], mend: str) -> Path:
 
 
 def _find(root: Path, places: Sequence[str], is_there: Callable[[Path], bool], kind: str, mend: str) -> Path:
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; {mend}")
-    for place in places:
-        if is_there(root / place):
-            return root / place
+    with readable(root):
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder; {mend}")
+        for place in places:
+            if is_there(root / place):
+                return root / place
     raise InputError(f"{root / places[0]}: no such {kind}; {mend}")
 
 
 def sound_of(folder: Path, name: str) -> Path:
     """`NAME.wav` in `folder`, or `NAME.flac` where only that is there: a missing one is the store's to quarantine."""
     wav, flac = folder / f"{name}.wav", folder / f"{name}.flac"
-    return flac if flac.exists() and not wav.exists() else wav
+    with readable(folder):
+        return wav if wav.exists() or not flac.exists() else flac
 
 
 def refuse_videos(sounds: Sequence[Path], root: Path) -> None:
@@ -115,9 +153,27 @@ def refuse_videos(sounds: Sequence[Path], root: Path) -> None:
         )
 
 
-def is_hidden(path: Path) -> bool:
-    """Such as the `._NAME.wav` that macOS leaves beside each NAME.wav on other file systems."""
-    return path.name.startswith(".")
+def is_hidden(name: str) -> bool:
+    """Such as the `._NAME.wav` that macOS leaves beside each NAME.wav on other file systems, `.Trash`, `lost+found`."""
+    return name.startswith(".") or name == _LOST_AND_FOUND
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """What is not hidden and matches the glob `pattern` below `folder`, in the order of paths.
+
+    Raises `InputError` for a folder that may not be read, which `Path.glob` takes for an empty one.
+    """
+    first, slash, rest = pattern.partition("/")
+    if slash:
+        return [path for subfolder in subfolders(folder, first) for path in listed(subfolder, rest)]
+    with readable(folder):
+        return sorted(path for path in folder.iterdir() if fnmatchcase(path.name, first) and not is_hidden(path.name))
+
+
+def subfolders(folder: Path, pattern: str = "*") -> list[Path]:
+    """Those of `listed` that are folders."""
+    with readable(folder):
+        return [path for path in listed(folder, pattern) if path.is_dir()]
 
 
 def named_recordings(folder: Path, pattern: str, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
@@ -127,8 +183,8 @@ def named_recordings(folder: Path, pattern: str, name: re.Pattern[str]) -> list[
     """
     found: list[tuple[Path, re.Match[str]]] = []
     others: list[str] = []
-    for path in sorted(folder.glob(pattern), key=lambda path: (path.name, path)):
-        if path.suffix.lower() not in (".wav", ".flac") or is_hidden(path):
+    for path in sorted(listed(folder, pattern), key=lambda path: (path.name, path)):
+        if path.suffix.lower() not in (".wav", ".flac"):
             continue
         if match := name.fullmatch(path.stem):
             found.append((path, match))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctal.corpora import Corpus, Utterance
-from ctal.corpora.reading import find_folder, is_hidden
+from ctal.corpora.reading import find_folder, listed, subfolders
 from ctal.errors import InputError
 
 _SPEAKER = re.compile(r"id\d{5}")
@@ -30,8 +30,8 @@ def prepare(root: Path) -> Iterator[Utterance]:
     found = False
     for speaker in sorted(_speakers(root, depth=2), key=lambda folder: (folder.name, folder)):
         split = "test" if int(speaker.name[2:]) in _TEST_SPEAKERS else "train"
-        for audio in sorted(speaker.glob("*/*")):
-            if audio.suffix in (".wav", ".flac") and not is_hidden(audio):
+        for audio in listed(speaker, "*/*"):
+            if audio.suffix in (".wav", ".flac"):
                 found = True
                 id = audio.relative_to(speaker.parent).with_suffix("").as_posix()
                 yield Utterance(id, audio, speaker=speaker.name, split=split)
@@ -40,10 +40,10 @@ def prepare(root: Path) -> Iterator[Utterance]:
 
 
 def _speakers(folder: Path, depth: int) -> Iterator[Path]:
-    for child in folder.iterdir():
-        if child.is_dir() and _SPEAKER.fullmatch(child.name):
+    for child in subfolders(folder):
+        if _SPEAKER.fullmatch(child.name):
             yield child
-        elif child.is_dir() and depth:
+        elif depth:
             yield from _speakers(child, depth - 1)
 
 
