@@ -150,17 +150,23 @@ def environment() -> dict[str, Any]:
     """Versions, and the commit where the package runs from a checkout."""
     import transformers
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     versions = {
         "ctal": ctal.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    return {"versions": versions, "commit": commit.stdout.strip() or None}
+    return {"versions": versions, "commit": _commit_of(Path(__file__).parents[2])}
+
+
+def _commit_of(checkout: Path) -> str | None:
+    """None for a folder that is not one, such as that of an installed package, or where there is no git."""
+    if not (checkout / ".git").exists():  # git itself would go on looking further up
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=checkout, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return described.stdout.strip() or None
