@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, Trainer
 from ctal import CtalConfig, CtalForPreTraining, CtalModel
 from ctal.errors import InputError
 from ctal.masking import IGNORED
+from ctal.modeling_ctal import AudioLayer
 
 VOCAB, FEATURES, MASK_ID = 40, 160, 4
 
@@ -183,10 +184,43 @@ def test_computing_only_the_losses_gives_the_same_loss_and_gradients(fields: dic
 
     for name in ("loss", "text_loss", "audio_loss"):
         torch.testing.assert_close(losses[name], everything[name])
+    assert losses[0] is losses.loss
+    assert everything[0] is everything.loss
     assert losses.logits is None
     assert losses.reconstruction is None
     assert everything.reconstruction.shape == BATCH["feature_labels"].shape
     assert_same_gradients(model, other)
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with something added to what it gives, as an adapter of low rank is wrapped round one."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.more = torch.nn.Linear(base.in_features, base.out_features)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.base(states) + self.more(states)
+
+
+def test_computing_only_the_losses_passes_no_adapter_by() -> None:
+    model = pretraining_model()
+    layer = model.ctal.audio_encoder.layers[-1]
+    assert isinstance(layer, AudioLayer)
+    adapted = Adapted(layer.attention.query_key_value)
+    layer.attention.query_key_value = adapted  # pyright: ignore[reportAttributeAccessIssue]
+
+    losses, everything = model(**BATCH), model(**BATCH, output_hidden_states=True)
+    losses.loss.backward()
+
+    torch.testing.assert_close(losses.loss, everything.loss)
+    assert adapted.more.weight.grad is not None
+    assert adapted.more.weight.grad.any()
 
 
 @pytest.mark.parametrize("fields", VARIANTS)

@@ -162,6 +162,9 @@ def test_a_histogram_of_scores_is_learned_by_its_shares_and_answers_with_its_med
     shares[0, 0] = shares[2, SCORES.index(1.0)] = shares[3, -1] = 1.0
     shares[1, SCORES.index(0.0)], shares[1, SCORES.index(0.5)] = 0.75, 0.25
     torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(heights[0], shares))
+    whole = torch.tensor([-3, 0, 1, 3])
+    assert model(**BATCH, labels=whole).loss == model(**BATCH, labels=whole.float()).loss
+    assert output[0] is output.loss
     assert output.logits.shape == (4, 1)
     for chances, score in zip(heights[0].softmax(1), output.logits[:, 0].tolist(), strict=True):
         place = SCORES.index(score)

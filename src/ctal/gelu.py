@@ -27,7 +27,7 @@ def linear_of_gelu(states: Tensor, linear: nn.Module) -> Tensor:
     if (
         not torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or not _is_plain(linear)
+        or not is_plain(linear)
         or (states.device.type == "cpu" and linear.out_features < NARROW_ON_CPU)
     ):
         return linear(F.gelu(states))
@@ -39,7 +39,8 @@ def linear_of_gelu(states: Tensor, linear: nn.Module) -> Tensor:
     return result
 
 
-def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether its weight and bias are all that it does."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return type(linear) is nn.Linear and not any(getattr(linear, hooks) for hooks in kinds)
 

@@ -47,7 +47,7 @@ from ctal.fusion import (
     segment_max,
     segment_statistics,
 )
-from ctal.gelu import linear_of_gelu
+from ctal.gelu import is_plain, linear_of_gelu
 from ctal.masking import IGNORED
 from ctal.prosody import NUM_FUNCTIONALS, Prosody
 
@@ -92,14 +92,14 @@ class CtalTaskOutput(ModelOutput):
 
     loss: Tensor | None = None
     """`task_loss + orthogonality_weight · orthogonality_loss`."""
-    task_loss: Tensor | None = None
-    """Cross-entropy in nats, or `regression_loss` of a score, an utterance."""
-    orthogonality_loss: Tensor | None = None
-    """Sum of |cos| between the pools of text and audio, an utterance (paper, section 3.5)."""
     logits: Tensor | None = None
     """(B, C); scores of a regression are (B, 1)."""
     embeddings: Tensor | None = None
     """(B, 2·D), the fused vector before the classifier."""
+    task_loss: Tensor | None = None
+    """Cross-entropy in nats, or `regression_loss` of a score, an utterance."""
+    orthogonality_loss: Tensor | None = None
+    """Sum of |cos| between the pools of text and audio, an utterance (paper, section 3.5)."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,9 @@ class SelfAttention(nn.Module):
     def forward(self, states_ND: Tensor, lengths: Lengths, selected: Selection | None = None) -> Tensor:
         """(N, D) → (N, D), or with `selected` queries → (S, D)."""
         dropout = self.attention_dropout if self.training else 0.0
-        # A causal query among selected ones no longer stands at its own position, so all are computed.
-        if selected is None or self.causal:
+        # A causal query among selected ones no longer stands at its own position, so all are computed; likewise where
+        # the layer is another than its weight tells, such as an adapter.
+        if selected is None or self.causal or not is_plain(self.query_key_value):
             query, key, value = self._heads(self.query_key_value(states_ND), 3)
             attended = packed_attention(query, key, value, lengths, lengths, causal=self.causal, dropout=dropout)
             if selected is None:
@@ -620,7 +621,7 @@ class CtalForPreTraining(CtalPreTrainedModel):
         losses = [loss for loss in (output.text_loss, output.audio_loss) if loss is not None]
         if losses:
             output.loss = torch.stack(losses).sum()
-        return output
+        return CtalForPreTrainingOutput(**output)  # in the order of the fields: `outputs[0]` is the loss
 
     def _tokens_to_predict(self, text: Packed, labels: Tensor) -> TokensToPredict:
         _check_shape("labels", labels, text.shape)
@@ -786,7 +787,7 @@ class _CtalForTask(CtalPreTrainedModel):
             orthogonality_loss = fused.orthogonality_B.sum() / count
             output.task_loss, output.orthogonality_loss = task_loss, orthogonality_loss
             output.loss = task_loss + self.config.orthogonality_weight * orthogonality_loss
-        return output
+        return CtalTaskOutput(**output)  # in the order of the fields: `outputs[0]` is the loss
 
     @torch.no_grad()
     def measure_pools(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -896,8 +897,8 @@ def median_score(logits_BS: Tensor) -> Tensor:
 
 def _shares_of_scores(labels_B: Tensor) -> Tensor:
     """(B, S) of each of `SCORES`: the nearer of the two that a label lies between, the more."""
-    step = SCORES[1] - SCORES[0]
-    apart_BS = (labels_B.float().clamp(SCORES[0], SCORES[-1])[:, None] - labels_B.new_tensor(SCORES)).abs()
+    step, labels_B = SCORES[1] - SCORES[0], labels_B.float()
+    apart_BS = (labels_B.clamp(SCORES[0], SCORES[-1])[:, None] - labels_B.new_tensor(SCORES)).abs()
     return (1 - apart_BS / step).clamp_min(0)
 
 
