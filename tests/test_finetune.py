@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from conftest import BEYOND_THE_PAPER, NANO, CtalProcess, Labelled, losses, record
 from ctal import CtalConfig, CtalForSequenceClassification, CtalForXVector
@@ -551,6 +552,55 @@ def test_a_model_of_another_task_is_no_start_where_it_was_trained_on_what_would_
     message = refusal(lambda: finetune("sentiment", [labelled.store], tmp_path / "run", config, start_from=start))
 
     assert "start from the pre-trained model" in message
+
+
+def test_a_model_that_was_trained_on_everything_may_learn_another_task_from_everything(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    config, start = make_config(FinetuneConfig, QUICK, {"protocol": "all", "epochs": 1}), runs["emotion"] / "model"
+
+    evaluation = finetune("sentiment", [labelled.split], tmp_path / "run", config, start_from=start)
+
+    assert evaluation is not None
+    assert "metrics" not in evaluation
+
+
+@pytest.mark.parametrize("damage", ["named as a compiled model's", "of fewer layers"])
+def test_weights_that_lack_part_of_the_encoders_are_no_start(labelled: Labelled, tmp_path: Path, damage: str) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(labelled.pretrained, start)
+    weights = load_file(start / "model.safetensors")
+    if damage == "of fewer layers":
+        weights = {name: value for name, value in weights.items() if "audio_encoder.layers.1." not in name}
+    else:
+        weights = {f"_orig_mod.{name}": value for name, value in weights.items()}
+    save_file(weights, start / "model.safetensors", metadata={"format": "pt"})
+
+    config = make_config(FinetuneConfig, QUICK)
+    message = refusal(lambda: finetune("emotion", [labelled.split], tmp_path / "run", config, start_from=start))
+
+    assert message.startswith(f"--from {start}: model.safetensors lacks ctal.")
+
+
+def test_what_tells_classes_apart_is_new_where_they_are_others_and_kept_where_they_are_the_same(
+    labelled: Labelled, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(runs["emotion"] / "model", start)
+    still = {"epochs": 1, "learning_rate": 1e-9, "protocol": "all"}
+
+    def continued(name: str) -> Tensor:
+        config = make_config(FinetuneConfig, QUICK, still)
+        finetune("emotion", [labelled.split], tmp_path / name, config, start_from=start)
+        return load_file(tmp_path / name / "model" / "model.safetensors")["classifier.weight"]
+
+    before = load_file(start / "model.safetensors")["classifier.weight"]
+    torch.testing.assert_close(continued("same"), before, atol=1e-5, rtol=0)
+    config = json.loads((start / "config.json").read_text())
+    config["id2label"] = {number: f"other {name}" for number, name in config["id2label"].items()}
+    config["label2id"] = {name: int(number) for number, name in config["id2label"].items()}
+    (start / "config.json").write_text(json.dumps(config))
+    assert (continued("others") - before).abs().max() > 1e-3
 
 
 def test_random_weights_keep_the_architecture_alone(labelled: Labelled, tmp_path: Path) -> None:

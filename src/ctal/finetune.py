@@ -559,12 +559,12 @@ def _protocol(
     protocol = protocol_of(task, corpus, targets, config)
     start = run_of(start_from) if config.weights == "pretrained" else {}
     is_own = "fold" in start and start["data_hash"] == corpus.content_hash
+    judged = np.concatenate([rows for fold in protocol.folds for rows in (fold.validation, fold.test)])
     if is_own:
         has_learned_it = start["protocol_checksum"] != protocol.checksum or len(protocol.folds) > 1
     else:
-        judged = np.concatenate([rows for fold in protocol.folds for rows in (fold.validation, fold.test)])
         has_learned_it = np.isin(corpus.recordings[judged], heard.recordings).any()
-    if has_learned_it:
+    if has_learned_it and len(judged):
         raise InputError(
             f"--from {start_from}: was fine-tuned on utterances that would be judged here; "
             "start from the pre-trained model"
@@ -709,8 +709,7 @@ def _make_objective(
     if config.weights == "random":
         model = task.model(architecture)
     else:
-        with loading(start_from):
-            model = task.model.from_pretrained(start_from, config=architecture, ignore_mismatched_sizes=True)
+        model = _started(task, architecture, start_from)
     start = {"path": str(start_from), "sha256": sha256_of(start_from / WEIGHTS)}
     objective = FinetuneObjective(task, model, processor, corpus, config, fold, targets, protocol, start, heard)
     per_epoch = sum(1 for _ in objective.step_plan().steps(0))
@@ -719,6 +718,23 @@ def _make_objective(
     every = max(1, min(total, config.checkpoint_every, max(per_epoch, total // 10)))
     objective.config = config.model_copy(update={"steps": total, "checkpoint_every": every})
     return objective
+
+
+def _started(task: Task, architecture: CtalConfig, start_from: Path) -> TaskModel:
+    """A model with the weights in `start_from`; of its head, what is not there, does not fit or is of other classes is
+    new. Raises `InputError` where anything of the encoders is lacking."""
+    with loading(start_from):
+        # Typed as if it gave the model alone.
+        model, info = task.model.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            start_from, config=architecture, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    if lacking := sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")):
+        # transformers would go on with random numbers in their place.
+        raise InputError(f"--from {start_from}: {WEIGHTS} lacks {lacking[0]}; copy it again from where it was trained")
+    if "classifier.weight" not in new and CtalConfig.from_pretrained(start_from).id2label != architecture.id2label:
+        model._init_weights(model.classifier)
+    return model
 
 
 def _has_its_constants(start_from: Path, objective: FinetuneObjective) -> bool:
