@@ -204,11 +204,21 @@ def test_two_ranks_under_torchrun_equal_one(
     assert output.count("to train on") == 1, "only one process speaks"
 
 
-def train_on_one_of_two(rank: int, port: int, tiny: TinyCorpus, out: Path, shares: Any) -> None:
-    """With split weights; notes the share of them that this process holds."""
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def join_as(rank: int, port: int) -> None:
+    """This process is one of two, as a launcher would have it."""
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
+
+
+def train_on_one_of_two(rank: int, port: int, tiny: TinyCorpus, out: Path, shares: Any) -> None:
+    """With split weights; notes the share of them that this process holds."""
+    join_as(rank, port)
     config = config_of(sharded=True, gradient_checkpointing=True, **WIDE)
     objective = objective_of(tiny, config)
     whole = objective.model.num_parameters()
@@ -233,10 +243,8 @@ def test_split_weights_change_nothing_and_move_between_one_process_and_two(
 
     run(tiny, out, **WIDE)
     forget_after(10)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     shares = multiprocessing.get_context("spawn").Array("d", 2)
-    spawn(train_on_one_of_two, (port, tiny, out, shares), nprocs=2)
+    spawn(train_on_one_of_two, (free_port(), tiny, out, shares), nprocs=2)
     assert [0.4 < share < 0.6 for share in shares] == [True, True]
     assert_same_losses(losses(out), undivided)
     forget_after(40)
@@ -570,6 +578,27 @@ def test_a_loss_that_is_not_finite_stops_names_the_batch_and_leaves_the_weights(
     after = objective.model.state_dict()
     assert all(torch.equal(objective.before[name], after[name]) for name in after)
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000002"
+
+
+def diverge_on_the_second_of_two(rank: int, port: int, tiny: TinyCorpus, out: Path) -> None:
+    join_as(rank, port)
+    config = config_of(**WIDE)
+    objective = objective_of(tiny, config, Diverging if rank else PretrainingObjective)
+    with pytest.raises(NonFiniteLoss) as caught:
+        train(objective, config, out / "run")
+    (out / f"said by {rank}").write_text(str(caught.value))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_main_process_names_the_batch_of_another_whose_loss_is_not_finite(tiny: TinyCorpus, tmp_path: Path) -> None:
+    spawn(diverge_on_the_second_of_two, (free_port(), tiny, tmp_path), nprocs=2)
+    objective = objective_of(tiny, config_of(**WIDE))
+    *_, third = zip(range(3), objective.plan(Position(), 1, 2), strict=False)
+    for rank in range(2):
+        said = (tmp_path / f"said by {rank}").read_text()
+        assert said.startswith("step 3, epoch ")
+        for name in objective.utterance_ids(third[1].microbatches[0])[:8]:
+            assert name in said
 
 
 def test_a_gradient_that_is_not_finite_stops_too(tiny: TinyCorpus, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -408,9 +409,9 @@ class _Loop:
     def _raise_non_finite(self, planned: PlannedStep, is_finite: Sequence[bool]) -> NoReturn:
         where = f"step {self.state.step + 1}, epoch {planned.after.epoch}"
         bad = [part for part, fine in zip(planned.microbatches, is_finite, strict=True) if not fine]
-        if not bad:
-            raise NonFiniteLoss(f"{where}: the gradient is not finite, or the loss of another process is not")
-        ids = self.objective.utterance_ids(bad[0])
+        ids: list[str] = gather_object(self.objective.utterance_ids(bad[0]) if bad else [])  # the main process tells
+        if not ids:
+            raise NonFiniteLoss(f"{where}: the gradient is not finite; lower learning_rate")
         names = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise NonFiniteLoss(f"{where}: the loss is not finite; lower learning_rate, or look at {names}")
 
