@@ -67,6 +67,9 @@ def test_every_field_can_be_overridden_and_sizes_stay_as_they_are() -> None:
         pytest.param(CtalAudioConfig, {"frame_stack": 3}, "1, 2 or 4", id="a stack of 3"),
         pytest.param(CtalTextConfig, {"num_attention_heads": 7}, "num_attention_heads", id="heads do not divide"),
         pytest.param(
+            CtalTextConfig, {"max_position_embeddings": 3}, "leaves 1 for tokens", id="no position for a word"
+        ),
+        pytest.param(
             CtalConfig,
             {"text_config": {"hidden_size": 24, "num_attention_heads": 2}},
             "hidden_size differs",

@@ -15,11 +15,12 @@ import torch
 from transformers import AutoModelForPreTraining, AutoProcessor
 
 from conftest import NANO, Cli, TinyCorpus, losses, pretrain_arguments
-from ctal import CtalConfig, CtalForPreTraining, CtalModel, CtalProcessor
+from ctal import CtalConfig, CtalForPreTraining, CtalModel, CtalProcessor, objective
 from ctal.batching import Corpus, hold_out
 from ctal.corpora import Utterance
 from ctal.errors import InputError
 from ctal.heard import Heard
+from ctal.model_folders import load_processor
 from ctal.pretrain import (
     Evaluation,
     PretrainingObjective,
@@ -167,6 +168,32 @@ def test_a_model_without_heads_of_pretraining_and_a_damaged_one_are_refused(trai
         with pytest.raises(InputError) as caught:
             load_model(tmp_path / name)
         assert said in refusal(caught)
+
+
+DAMAGED = [
+    *((name, "{") for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")),
+    ("tokenizer.json", "{}"),
+    ("tokenizer_config.json", "[]"),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_a_damaged_file_of_a_model_or_tokenizer_is_one_line_that_names_its_folder(
+    trained: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    (model / name).write_text(content)
+    for load in (load_model, load_processor, *([load_tokenizer] if name.startswith("tokenizer") else [])):
+        with pytest.raises(InputError) as caught:
+            load(model)
+        assert refusal(caught).startswith(str(model))
+
+
+def test_the_commit_is_that_of_a_checkout_of_ctal_alone_and_git_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert objective._commit_of(Path(objective.__file__).parent) is None  # below one, as an installed package may be
+    monkeypatch.setenv("PATH", "")
+    assert objective.environment()["commit"] is None
 
 
 def test_a_model_with_fewer_positions_gets_inputs_that_fit(tiny: TinyCorpus, tmp_path: Path) -> None:

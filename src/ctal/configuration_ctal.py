@@ -80,6 +80,14 @@ class CtalTextConfig(_EncoderConfig):
     unk_token_id: int = 3
     mask_token_id: int = 4
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.max_tokens < 3:
+            raise InputError(
+                f"max_position_embeddings={self.max_position_embeddings}: leaves {max(0, self.max_tokens)} for tokens, "
+                "where <s>, </s> and one between them need 3"
+            )
+
     @property
     def max_tokens(self) -> int:
         """Longest text in tokens, `<s>` and `</s>` included."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from ctal.errors import InputError
@@ -37,7 +36,9 @@ def loading(folder: Path) -> Iterator[None]:
     disable_progress_bar()
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # what a damaged file leads to is of any kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: cannot be loaded ({reason}); copy it again from where it was trained") from None
 

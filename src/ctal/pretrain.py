@@ -25,7 +25,7 @@ from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.files import folder_aside, sha256_of, write_json
 from ctal.heard import Heard
 from ctal.masking import IGNORED
-from ctal.model_folders import WEIGHTS, architecture_of, load_whole
+from ctal.model_folders import WEIGHTS, architecture_of, load_whole, loading
 from ctal.modeling_ctal import CtalForPreTraining
 from ctal.objective import CorpusObjective, corpus_features, environment, open_corpus, refuse_some_of
 from ctal.processing_ctal import CtalProcessor, longest_window
@@ -171,7 +171,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; raises `InputError` where there is none, or its special ids are not ours."""
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer there; train one with `ctal tokenizer STORE TOKENIZER`")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     for expected, token in enumerate(SPECIAL_TOKENS):
         if tokenizer.convert_tokens_to_ids(token) != expected:
             raise InputError(f"{folder}: {token} must have id {expected}; train a tokenizer with `ctal tokenizer`")

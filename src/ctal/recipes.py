@@ -47,7 +47,7 @@ class RunConfig(BaseModel):
     of dropout are others then, and a resumed run may differ in rounding."""
     sharded: bool = False
     """Several processes split weights, gradients and moments among them (FSDP2) rather than each hold all (DDP)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the weights, the order of the data, the masks and dropout."""
     max_frames: int = Field(3_000, ge=1)
     """Of a longer recording a random window of so many frames is used in every epoch."""
