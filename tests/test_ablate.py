@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import Labelled, TinyCorpus
+from ctal import ablate
 from ctal.ablate import Plan, _Rows, load_plan, plan_names, run_plan
 from ctal.errors import InputError
 from ctal.processes import Terminated, nth_device, training_pool
@@ -104,6 +105,19 @@ def test_shards_are_parts_of_the_whole(done: Path, plan_file: Path, labelled: La
         (done / f"results-{number}-of-2.jsonl").unlink()
     assert not set(parts[0]) & set(parts[1])
     assert {**parts[0], **parts[1]} == results(done / "results.jsonl")
+
+
+def test_what_was_begun_on_one_kind_of_machine_goes_on_in_the_same_precision_on_another(
+    labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "any.yaml").write_text(PLAN.replace(", precision: fp32", "").replace("seeds: 2", "seeds: 1"))
+    plan, out = load_plan(str(tmp_path / "any.yaml")), tmp_path / "work"
+    plan = plan.model_copy(update={"variants": {"both": plan.variants["scratch"]}})
+    monkeypatch.setattr(ablate, "fast_precision", lambda: "fp32")
+    before = run(plan, labelled.split, out).read_bytes()
+    monkeypatch.setattr(ablate, "fast_precision", lambda: "bf16")
+    assert run(plan, labelled.split, out).read_bytes() == before
+    assert json.loads(before)["config"]["precision"] == "fp32"
 
 
 def test_a_row_that_was_cut_short_is_written_again(done: Path, plan_file: Path, labelled: Labelled):

@@ -198,6 +198,10 @@ class _Settings:
         return cls(pretraining, architecture, finetuning, head)
 
 
+_PRECISION = "precision.txt"
+"""Of a workspace: what plans that name no precision are trained in, which is what is fast on the machine that began it;
+on any other too, since a result in another precision is another result."""
+
 _FIRST = "first"
 """Folder within a run's, of the task that comes before its own."""
 
@@ -342,8 +346,8 @@ def run_plan(
         stores: Task → what it is fine-tuned and judged on.
         tokenizer: Its folder; None trains one on the first of `pretraining_stores`.
         jobs: Trainings at a time; None: one on each GPU, or as many as cores and memory have room for.
-        shard: (i, n): the i-th of n parts of the fine-tunings, from 1. Parts that share a workspace share
-            pre-trainings.
+        shard: (i, n): the i-th of n parts of the fine-tunings, from 1, in an order that mixes variants and seeds.
+            Parts that share a workspace share pre-trainings.
         show: Called with (results that are there, results in all).
 
     Raises:
@@ -360,11 +364,17 @@ def run_plan(
         for task, corpus in corpora.items():  # before anything is trained
             read_targets(TASKS[task], corpus)
         hashes = {task: corpus.content_hash for task, corpus in corpora.items()}
+        begun_in = out / _PRECISION
+        precision = begun_in.read_text().strip() if begun_in.is_file() else fast_precision()
+        plan = _trained_in(precision, plan)
         results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
         for result in results[: len(results) // plan.seeds]:
             result.check(corpora[result.run.task])
         out.mkdir(parents=True, exist_ok=True)
-        wanted, rows = results[number - 1 :: parts], _Rows(file)
+        if not begun_in.is_file():
+            begun_in.write_text(precision + "\n")
+        own = set(sorted({each.run.key for each in results})[number - 1 :: parts])
+        wanted, rows = [each for each in results if each.run.key in own], _Rows(file)
         rows.drop_outdated(plan, results, hashes)
 
         def record(run: _Finetuning) -> None:
@@ -380,6 +390,12 @@ def run_plan(
         if missing:
             _run_missing(list(missing.values()), jobs or _room(plan), record, progress)
     return file
+
+
+def _trained_in(precision: str, plan: Plan) -> Plan:
+    """The plan, with a precision where it names none."""
+    stages = {"pretraining": plan.pretraining, "finetuning": plan.finetuning}
+    return plan.model_copy(update={name: {"precision": precision, **fields} for name, fields in stages.items()})
 
 
 def _run_missing(
