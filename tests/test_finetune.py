@@ -472,6 +472,26 @@ def test_a_head_that_hears_prosody_keeps_what_it_measured_and_gives_in_use_what_
         assert judged["prediction"] in SCORES
 
 
+def test_words_are_as_fast_in_a_window_as_in_the_whole_recording(labelled: Labelled) -> None:
+    processor = load_processor(labelled.pretrained)
+    processor = CtalProcessor(new_extractor({"pitch": True}), processor.tokenizer)
+    fields = {**new_model("nano", processor, {}).config.to_dict(), "audio_pooling": "prosody"}
+    model = CtalForSequenceClassification(CtalConfig.from_dict(fields)).eval()
+    assert model.head.prosody is not None
+    model.head.prosody.count_letters(*spelling_of_tokens(processor.tokenizer))
+    found: list[Tensor] = []
+    model.head.prosody.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    corpus = Corpus([Store(labelled.split)])
+    targets = read_targets(TASKS["emotion"], corpus)
+    for max_frames in (3000, 40):
+        config = make_config(FinetuneConfig, QUICK, {"max_frames": max_frames})
+        batch = make_dataset(corpus, processor, config, targets, model.config, inputs="both")[Microbatch(0, (0, 1, 2))]
+        model(**{name: value for name, value in batch.items() if name not in ("rows", "labels")})
+    whole, window = found
+    assert (whole[:, :-2] - window[:, :-2]).abs().max() > 0.01
+    torch.testing.assert_close(whole[:, -2:], window[:, -2:])
+
+
 @pytest.mark.parametrize("frozen", ["text", "audio", "both"])
 def test_a_frozen_encoder_stays_as_it_is(labelled: Labelled, tmp_path: Path, frozen: str) -> None:
     run(labelled, tmp_path / "run", frozen=frozen, epochs=1)

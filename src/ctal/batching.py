@@ -578,7 +578,8 @@ class TaskDataset(UtteranceDataset):
         self.no_frames = torch.zeros(0, feature_size, dtype=torch.float16)
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
-        """`input_ids` (L,), `input_features` (T, F; no frame where the recording is withheld), `labels` (), `rows`."""
+        """`input_ids` (L,), `input_features` (T, F; no frame where the recording is withheld), `utterance_frames` () of the
+        whole recording, `labels` (), `rows`."""
         stored = self.corpus.read(row)
         generator = self.generator(stored, epoch)
         is_training = epoch != EVALUATION
@@ -587,6 +588,7 @@ class TaskDataset(UtteranceDataset):
         features = self.features.read(row, stored, of_speaker) if has_audio else self.no_frames
         if is_training and has_audio and self.speaker_swap and (speaker := self.corpus.speakers[row]):
             features = self._in_some_voice(features, speaker, generator)
+        whole = len(features)
         features = random_window(features, self.train_frames if is_training else self.max_frames, generator)
         if is_training:
             dice = torch.rand(2, generator=generator)
@@ -598,6 +600,7 @@ class TaskDataset(UtteranceDataset):
         return {
             "input_ids": torch.tensor(ids),
             "input_features": features if has_audio else self.no_frames,
+            "utterance_frames": torch.tensor(whole),
             "labels": torch.tensor(self.targets[row]),
             "rows": torch.tensor(row),
         }

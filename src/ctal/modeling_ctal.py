@@ -767,6 +767,7 @@ class _CtalForTask(CtalPreTrainedModel):
         labels: Tensor | None = None,
         class_weights: Tensor | None = None,  # not `label_…`, which transformers' Trainer would take for a label
         utterance_count: Tensor | int | None = None,
+        utterance_frames: Tensor | None = None,
     ) -> CtalTaskOutput:
         """Classifies utterances. The first four arguments are `CtalModel`'s.
 
@@ -775,9 +776,11 @@ class _CtalForTask(CtalPreTrainedModel):
             class_weights: (C,) weight of each class in the loss; None: 1.
             utterance_count: Utterances of the whole step, over all ranks and microbatches, by which sums of losses are
                 divided; None: those of this batch.
+            utterance_frames: (B,) frames of the whole recordings, where `input_features` are windows of them: what
+                `audio_pooling="prosody"` takes rates of words over.
         """
         packed = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
-        fused = self.head(self._pools(*packed))
+        fused = self.head(self._pools(*packed, utterance_frames))
         logits = self._logits(fused.vector, labels)
         output = CtalTaskOutput(logits=self._answers(logits), embeddings=fused.vector)
         if labels is not None:
@@ -794,17 +797,20 @@ class _CtalForTask(CtalPreTrainedModel):
         """Takes the constants of a new head, of its pools with `standardise_pools` and of what it hears of prosody with
         `audio_pooling="prosody"`, from what these training utterances give.
 
-        To be called once, before training. Each batch has arguments of `CtalModel`'s `forward`. Raises `InputError` for
-        a model without either.
+        To be called once, before training. Each batch has arguments of `CtalModel`'s `forward`, and `utterance_frames`
+        perhaps. Raises `InputError` for a model without either.
         """
         standardisation, prosody = self.head.standardisation, self.head.prosody
         if not self.head.has_constants:
             raise InputError("measure_pools: is for a model with standardise_pools=True or audio_pooling='prosody'")
         pools, functionals = [], []
-        for packed in (self.ctal.pack_inputs(**batch) for batch in batches):
-            pools.append(self._pools(*packed))
+        for batch in batches:
+            inputs = dict(batch)
+            whole_B = inputs.pop("utterance_frames", None)
+            packed = self.ctal.pack_inputs(**inputs)
+            pools.append(self._pools(*packed, whole_B))
             if prosody is not None:
-                functionals.append(self._functionals(prosody, *packed))
+                functionals.append(self._functionals(prosody, *packed, whole_B))
         if prosody is not None:
             prosody.measure(functionals)
             heard = zip(pools, functionals, strict=True)
@@ -812,12 +818,12 @@ class _CtalForTask(CtalPreTrainedModel):
         if standardisation is not None:
             standardisation.measure(pools)
 
-    def _pools(self, text: Packed, frames: Packed | None) -> Pools:
+    def _pools(self, text: Packed, frames: Packed | None, whole_B: Tensor | None = None) -> Pools:
         if frames is None and not self.head.fusion.uses_text:
             raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
         text_layers, audio_layers = self.head.text_layers, self.head.audio_layers
         prosody = self.head.prosody
-        functionals_BP = None if prosody is None else self._functionals(prosody, text, frames)
+        functionals_BP = None if prosody is None else self._functionals(prosody, text, frames, whole_B)
         layers: list[Tensor] = []
         last = self.ctal.text_encoder(text, layers if text_layers is not None else None)
         text = last if text_layers is None else last.with_values(text_layers(layers))
@@ -830,12 +836,12 @@ class _CtalForTask(CtalPreTrainedModel):
         return self.head.pools(text, audio, functionals_BP)
 
     @staticmethod
-    def _functionals(prosody: Prosody, tokens: Packed, frames: Packed | None) -> Tensor:
+    def _functionals(prosody: Prosody, tokens: Packed, frames: Packed | None, whole_B: Tensor | None) -> Tensor:
         """(B, P) of utterances whose frames end with their pitch."""
         if frames is None:
             return torch.full((len(tokens.lengths.sizes), NUM_FUNCTIONALS), torch.nan, device=tokens.index.device)
         log_hertz_N, _, voicing_N = frames.values[:, -NUM_PITCH:].unbind(1)
-        return prosody.functionals(log_hertz_N, voicing_N, frames.lengths, tokens.values, tokens.owner)
+        return prosody.functionals(log_hertz_N, voicing_N, frames.lengths, tokens.values, tokens.owner, whole_B)
 
     @classmethod
     def _outputs(cls, config: CtalConfig) -> int:

@@ -60,7 +60,13 @@ class Prosody(nn.Module):
 
     @torch.no_grad()
     def functionals(
-        self, log_hertz_N: Tensor, voicing_N: Tensor, frames: Lengths, ids_L: Tensor, owner_L: Tensor
+        self,
+        log_hertz_N: Tensor,
+        voicing_N: Tensor,
+        frames: Lengths,
+        ids_L: Tensor,
+        owner_L: Tensor,
+        whole_B: Tensor | None = None,
     ) -> Tensor:
         """(B, P) float32; NaN is what is not known: all of an utterance without a recording, the rates of one without a
         word.
@@ -71,6 +77,7 @@ class Prosody(nn.Module):
             frames: how many of them each utterance has.
             ids_L: token ids.
             owner_L: number of the utterance that each token belongs to.
+            whole_B: how many frames the words take, where `frames` are of windows.
         """
         sizes_B = frames.offsets.diff()
         pitch_B8 = _spread(log_hertz_N.float(), frames)
@@ -78,7 +85,8 @@ class Prosody(nn.Module):
             torch.zeros(len(sizes_B), device=ids_L.device).index_add(0, owner_L, counts_V[ids_L].float())
             for counts_V in (self.letters_V, self.begins_word_V)
         )
-        rates_B2 = torch.stack([letters_B, words_B], 1).clamp_min(1).log() - sizes_B.clamp_min(1).log()[:, None]
+        spoken_B = sizes_B if whole_B is None else whole_B
+        rates_B2 = torch.stack([letters_B, words_B], 1).clamp_min(1).log() - spoken_B.clamp_min(1).log()[:, None]
         has_audio_B1, has_words_B1 = (sizes_B > 0)[:, None], (letters_B > 0)[:, None]
         rates_B2 = rates_B2.where(has_words_B1, torch.nan)
         found_BP = torch.cat([pitch_B8, _moments(voicing_N.float(), frames), rates_B2], 1)
