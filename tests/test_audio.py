@@ -107,6 +107,7 @@ BAD = {
         "cut short",
     ),
     "truncated MP3": (encode(speechlike(64_000), format="MP3", subtype="MPEG_LAYER_III")[:6_000], "cut short"),
+    "another format": (b"\0\0\0 ftypM4A " + bytes(4000), "not audio"),
     "no samples": (encode(np.zeros(0)), "no samples"),
     "NaN": (encode(np.array([0.1, np.nan, 0.1]), subtype="FLOAT"), "NaN or infinite"),
     "infinite": (encode(np.array([0.1, -np.inf, 0.1]), subtype="FLOAT"), "NaN or infinite"),
@@ -144,6 +145,12 @@ def test_an_mp3_without_a_length_is_whole_though_libsndfile_expects_more() -> No
     assert len(decode_audio(titles + told)[0]) == len(decode_audio(told)[0])
     with pytest.raises(InputError, match="cut short"):
         decode_audio(titles + told[: len(told) // 2])
+
+
+def test_a_recording_in_a_format_that_is_not_read_is_to_be_converted_not_fetched_again(tmp_path: Path) -> None:
+    (tmp_path / "call.M4A").write_bytes(b"\0\0\0 ftypM4A " + bytes(4000))
+    with pytest.raises(InputError, match="convert it to WAV"):
+        decode_audio(tmp_path / "call.M4A")
 
 
 @pytest.mark.parametrize("path", ["missing.wav", "."])

@@ -325,6 +325,15 @@ def test_a_recording_that_is_mended_without_a_trace_leaves_quarantine(tmp_path: 
     assert (summary.utterances, summary.quarantined, summary.up_to_date) == (6, (), False)
 
 
+def test_a_transcript_without_a_recording_is_called_that(tmp_path: Path) -> None:
+    record(tmp_path / "a.wav")
+    (tmp_path / "b.txt").write_text("words")
+    summary = prepare(get_corpus("folder").prepare(tmp_path), tmp_path / "store")
+    assert [each.reason for each in summary.quarantined] == [
+        f"{tmp_path / 'b.*'}: a transcript without a recording; put it beside one, or away"
+    ]
+
+
 def test_recordings_of_another_folder_do_not_replace_those_whose_names_they_share(tmp_path: Path) -> None:
     prepare(corpus_of(tmp_path / "one", 5), tmp_path / "store")
     whole = contents(tmp_path / "store")

@@ -20,6 +20,9 @@ from ctal.errors import InputError
 SAMPLING_RATE = 16_000
 """Hz; everything behind `load_audio` is at this rate."""
 
+UNREADABLE = {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka"}
+"""How recordings are named that libsndfile does not read."""
+
 FeatureType = Literal["mel", "fbank"]
 
 HOP_LENGTH: dict[FeatureType, int] = {"mel": 200, "fbank": 160}
@@ -66,6 +69,9 @@ def decode_audio(source: bytes | Path, name: str | None = None) -> tuple[np.ndar
             promised = file.frames if file.format != "MP3" or _mp3_tells_its_length(source) else 0
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").rstrip(".")
+        if Path(name).suffix.lower() in UNREADABLE:
+            reason = f"in a format that is not read ({reason}); convert it to WAV or FLAC, for example with ffmpeg"
+            raise InputError(f"{name}: {reason}") from None
         raise InputError(
             f"{name}: not audio, cut short or damaged ({reason}); fetch it again or leave it out"
         ) from None

@@ -40,7 +40,7 @@ import pyarrow as pa
 import soundfile
 
 from ctal.audio import decode_audio, num_frames, resampled_length
-from ctal.corpora import Utterance
+from ctal.corpora import WITHOUT_RECORDING, Utterance
 from ctal.errors import InputError
 from ctal.files import ASIDE, disk_refuses, file_aside, write_json
 from ctal.processes import follow_parent, usable_cores
@@ -363,6 +363,8 @@ def _row(utterance: Utterance, decode: Callable[[Path], tuple[np.ndarray, int]])
             source = utterance.audio.read_bytes()
         except (OSError, ValueError) as error:  # the latter of a name that no file can have
             reason = getattr(error, "strerror", None) or error
+            if name.endswith(WITHOUT_RECORDING):
+                raise InputError(f"{name}: a transcript without a recording; put it beside one, or away") from None
             raise InputError(f"{name}: cannot be read ({reason}); check the path and its rights") from None
         wave, sampling_rate = decode_audio(source, name)
         audio = _compact(source)

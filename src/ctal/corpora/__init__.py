@@ -16,6 +16,9 @@ from ctal.errors import InputError, did_you_mean
 
 PARTS = ("train", "validation", "test")
 
+WITHOUT_RECORDING = ".*"
+"""Suffix of the recording that a transcript lacks, whose own could be any."""
+
 
 @dataclass(frozen=True, slots=True)
 class Utterance:

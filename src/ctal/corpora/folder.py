@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctal.corpora import Corpus, Utterance
+from ctal.audio import UNREADABLE
+from ctal.corpora import WITHOUT_RECORDING, Corpus, Utterance
 from ctal.corpora.reading import find_folder, is_hidden, readable, warn_left_out
 from ctal.errors import InputError
 
 _READABLE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf"}
 _READABLE |= {".rf64", ".w64", ".sph", ".nist"}
-_UNREADABLE = {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka"}
-"""Recordings too, though libsndfile does not read them: the store quarantines them, so that nobody misses them."""
 
 
 def prepare(root: Path) -> Iterator[Utterance]:
@@ -34,7 +33,8 @@ def prepare(root: Path) -> Iterator[Utterance]:
     for path in _files(root):
         suffix = path.suffix.lower()
         hidden = is_hidden(path.name)
-        if suffix in _READABLE | _UNREADABLE and not hidden:
+        # What is not read is quarantined by the store, so that nobody misses it.
+        if suffix in _READABLE | UNREADABLE and not hidden:
             recordings.append(path)
         elif suffix == ".txt" and not hidden:
             texts.add(path)
@@ -46,7 +46,7 @@ def prepare(root: Path) -> Iterator[Utterance]:
 
     transcripts = {path.with_suffix(""): path for path in texts}
     stems = {audio.with_suffix("") for audio in recordings}
-    alone = [stem.with_name(stem.name + ".*") for stem in transcripts.keys() - stems]
+    alone = [stem.with_name(stem.name + WITHOUT_RECORDING) for stem in transcripts.keys() - stems]
     for audio in sorted(recordings + alone):
         stem = audio.with_suffix("")
         text = _read(transcripts[stem]) if stem in transcripts else None
