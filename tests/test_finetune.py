@@ -1036,6 +1036,12 @@ def test_a_model_of_known_speakers_says_so_and_cannot_tell_speakers_apart(labell
         assert result.probabilities == pytest.approx(line["probabilities"], abs=2e-3)
 
 
+def test_a_folder_of_something_else_is_not_called_a_run(labelled: Labelled, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not to be lost")
+    message = refusal(lambda: run(labelled, tmp_path, store=labelled.store, protocol="5-fold"))
+    assert message == f"{tmp_path}: is not empty and holds no run of folds; choose another --out"
+
+
 def test_a_store_without_labels_is_refused(labelled: Labelled, tmp_path: Path) -> None:
     record(tmp_path / "a.wav", 1.0)
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav"}\n')

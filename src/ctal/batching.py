@@ -578,8 +578,8 @@ class TaskDataset(UtteranceDataset):
         self.no_frames = torch.zeros(0, feature_size, dtype=torch.float16)
 
     def utterance(self, row: int, epoch: int) -> dict[str, Tensor]:
-        """`input_ids` (L,), `input_features` (T, F; no frame where the recording is withheld), `utterance_frames` () of the
-        whole recording, `labels` (), `rows`."""
+        """`input_ids` (L,), `input_features` (T, F; no frame where the recording is withheld), `utterance_frames` () of
+        the whole recording, `labels` (), `rows`."""
         stored = self.corpus.read(row)
         generator = self.generator(stored, epoch)
         is_training = epoch != EVALUATION

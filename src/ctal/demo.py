@@ -26,7 +26,7 @@ from ctal.finetune import Evaluation, finetune
 from ctal.objective import open_corpus
 from ctal.precision import fast_precision
 from ctal.pretrain import make_tokenizer, pretrain
-from ctal.processes import training_pool, usable_cores
+from ctal.processes import Terminated, training_pool, usable_cores
 from ctal.recipes import (
     FINETUNING,
     HEAD_DEFAULTS,
@@ -79,26 +79,32 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
         f"{store}: {summary.utterances} synthetic utterances, {summary.hours:.2f} h, {summary.speakers} speakers"
     )
     data = open_corpus([store]).content_hash
-    if _discard_unless(pretrained, "data_hash", data):
+    if _discard_if(pretrained, lambda run: run["data_hash"] != data):
         progress.note(f"{pretrained}: was trained on another corpus; it is trained anew")
         shutil.rmtree(tokenizer, ignore_errors=True)
     if not (tokenizer / "tokenizer.json").is_file():
         make_tokenizer(store, tokenizer, VOCAB_SIZE)
     fast = {"precision": fast_precision()}
+    config = make_config(PretrainConfig, PRETRAINING[SIZE], RECIPE, fast, {} if steps is None else {"steps": steps})
+    if _discard_if(pretrained, lambda run: run["steps"] < config.steps):
+        progress.note(f"{pretrained}: was a quick look of fewer steps; it is trained anew")
     if (pretrained / "evaluation.json").is_file():
         progress.note(f"{pretrained}: trained already; remove it to train again")
     else:
-        config = make_config(PretrainConfig, PRETRAINING[SIZE], RECIPE, fast, {} if steps is None else {"steps": steps})
-        pretrain(
-            [store],
-            pretrained,
-            config,
-            size=SIZE,
-            architecture=MODEL_DEFAULTS[SIZE],
-            tokenizer=tokenizer,
-            resume=(pretrained / "config.json").is_file(),
-            progress=progress,
-        )
+        try:
+            pretrain(
+                [store],
+                pretrained,
+                config,
+                size=SIZE,
+                architecture=MODEL_DEFAULTS[SIZE],
+                tokenizer=tokenizer,
+                resume=(pretrained / "config.json").is_file(),
+                progress=progress,
+            )
+        except Terminated as stopped:
+            stopped.args = ("stopped; run the same command again to go on",)  # there is no --resume to say here
+            raise
 
     jobs = {task: _Job(task, out / task) for task in TASKS}
     for name, (fields, head) in COMPARISONS.items():
@@ -106,8 +112,7 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
         jobs[name] = _Job(COMPARED_TASK, folder, fields, head)
     weights = sha256_of(pretrained / "model" / "model.safetensors")
     for job in jobs.values():
-        _discard_unless(job.folder, "data_hash", data)
-        _discard_unless(job.folder, "start_from", weights)
+        _discard_if(job.folder, lambda run: (run["data_hash"], run["start_from"]) != (data, weights))
     missing = {name: job for name, job in jobs.items() if not job.is_done}
     if len(missing) < len(jobs):
         progress.note(f"{len(jobs) - len(missing)} models are fine-tuned already; remove their folders to do it again")
@@ -146,13 +151,13 @@ class _Job:
         return (self.folder / "evaluation.json").is_file()
 
 
-def _discard_unless(folder: Path, name: str, value: str) -> bool:
+def _discard_if(folder: Path, is_other: Callable[[Mapping[str, Any]], bool]) -> bool:
     """Removes a run that was made with something else, such as other data or weights; whether it did."""
     run = folder / "config.json"
-    is_other = run.is_file() and json.loads(run.read_text()).get(name) != value
-    if is_other:
+    is_there = run.is_file() and is_other(json.loads(run.read_text()))
+    if is_there:
         shutil.rmtree(folder)
-    return is_other
+    return is_there
 
 
 def _in_parallel(

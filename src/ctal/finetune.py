@@ -119,7 +119,11 @@ def finetune(
     one = len(protocol.folds) == 1
     runs = [out if one else _fold_folder(out, *numbered) for numbered in enumerate(protocol.folds, start=1)]
     if not one and out.is_dir() and any(out.iterdir()) and not resume:
-        raise InputError(f"{out}: holds a run already; add --resume to go on, or choose another --out")
+        is_run = (out / "folds").is_dir()
+        holds = (
+            "holds a run already; add --resume to go on, or" if is_run else "is not empty and holds no run of folds;"
+        )
+        raise InputError(f"{out}: {holds} choose another --out")
     if resume and not one and not (out / "folds").is_dir():
         raise InputError(f"{out}: no run to resume; leave --resume out to start one")
     if one and (out / "folds").is_dir():
