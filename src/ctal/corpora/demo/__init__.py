@@ -166,7 +166,7 @@ def make_demo(root: Path, config: DemoConfig | None = None, progress: Callable[[
 
 
 def prepare(root: Path) -> Iterator[Utterance]:
-    """The utterances of the default demo corpus in `root`, which is made there at the first call.
+    """The utterances of the demo corpus in `root`, whatever its configuration; where none is, the default one is made.
 
     Yields:
         id, FLAC file (16 kHz, mono, 16 bit), text, speaker, split (`train`, `validation`, `test`), and the labels
@@ -175,7 +175,8 @@ def prepare(root: Path) -> Iterator[Utterance]:
     Raises:
         InputError: as `make_demo`.
     """
-    make_demo(root)
+    if not (Path(root) / _CARD_JSON).is_file():
+        make_demo(root)
     yield from read_demo(root)
 
 
