@@ -500,10 +500,21 @@ def test_a_model_that_normalises_by_the_speaker_is_given_recordings_of_whoever_s
         "itself": ("--speaker", sound / "0.wav"),
         "files": [part for number in range(5) for part in ("--speaker", sound / f"{number}.wav")],
         "folder": ("--speaker", sound),
+        "enough": ("--speaker", sound, "--speaker", sound),
     }
     said = {name: lines_of(ctal(*command, folder, *more))[0] for name, more in given.items()}
     notes = {name: any("this one alone: do not rely on it" in note for note in said[name]["notes"]) for name in said}
-    assert notes == {"nobody": True, "itself": False, "files": False, "folder": False}
+    assert notes == {"nobody": True, "itself": False, "files": False, "folder": False, "enough": False}
+    few = {
+        name: [note for note in said[name]["notes"] if "trained with all of each speaker's" in note] for name in said
+    }
+    assert {name: [note.split(",")[0] for note in found] for name, found in few.items()} == {
+        "nobody": [],
+        "itself": ["the model is given 1 of the speaker's recordings"],
+        "files": ["the model is given 5 of the speaker's recordings"],
+        "folder": ["the model is given 5 of the speaker's recordings"],
+        "enough": [],
+    }
     heard = {name: list(each["probabilities"].values()) for name, each in said.items()}
     assert heard["nobody"] == pytest.approx(heard["itself"], abs=1e-4)
     assert heard["folder"] == heard["files"]
@@ -528,6 +539,7 @@ def test_a_model_that_normalises_by_the_speaker_is_given_recordings_of_whoever_s
     (judged,) = lines_of(some)
     assert judged["probabilities"] == said["itself"]["probabilities"]
     assert "1 of the speaker's recordings cannot be used, and are left out" in judged["notes"]
+    assert not any("trained with all" in note for note in judged["notes"])
 
 
 def test_of_a_speaker_of_whom_nothing_else_is_known_the_whole_recording_is_the_measure(models: Path) -> None:
@@ -572,8 +584,17 @@ def test_verify_scores_a_list_and_measures_it_where_it_has_labels(
     assert measured.code == 0
     lines = measured.output.splitlines()
     assert lines[0] == "1.000000 1.wav 1.wav"
-    assert lines[3].startswith("EER 0.00%, minDCF 0.0000, 3 trials")
-    assert lines_of(ctal("verify", "--trials", trials, "--root", sound, *fixed, "--json"))[3]["eer"] == 0
+    assert lines[3] == "EER 0.00%, minDCF 0.0000, 3 trials"
+    whole = lines_of(ctal("verify", "--trials", trials, "--root", sound, *fixed, "--json"))[3]
+    assert (whole["eer"], whole["left_out"]) == (0, 0)
+
+    trials.write_text("1 1.wav 1.wav\n0 1.wav 3.wav\n0 3.wav gone.wav\n1 gone.wav gone.wav\n")
+    some, as_json = (ctal("verify", "--trials", trials, "--root", sound, *fixed, *more) for more in ((), ("--json",)))
+    assert some.code == 2
+    assert some.output.splitlines()[2] == "EER 0.00%, minDCF 0.0000, 2 trials; 2 of 4 trials left out"
+    assert {name: lines_of(as_json)[2][name] for name in ("trials", "left_out")} == {"trials": 2, "left_out": 2}
+    trials.write_text("1 1.wav 1.wav\n0 3.wav gone.wav\n")
+    assert "of two; 1 of 2 trials left out" in ctal("verify", "--trials", trials, "--root", sound, *fixed).errors
 
     trials.write_text("\ufeff1 1.wav 1.wav\n1 3.wav 3.wav\n", encoding="utf-8")  # as Windows writes it
     of_one_kind = ctal("verify", "--trials", trials, "--root", sound, *fixed)

@@ -99,7 +99,7 @@ def test_the_evaluation_is_that_of_the_saved_model_and_can_be_had_again(tiny: Ti
 
 
 def test_on_other_data_it_says_how_much_was_trained_on_and_a_part_of_its_own_is_refused(
-    tiny: TinyCorpus, trained: Path, tmp_path: Path
+    ctal: Cli, tiny: TinyCorpus, trained: Path, tmp_path: Path
 ) -> None:
     audio = sorted(tiny.manifest.parent.glob("*.flac"))[:6]
     other = tmp_path / "other"
@@ -111,6 +111,8 @@ def test_on_other_data_it_says_how_much_was_trained_on_and_a_part_of_its_own_is_
     known = np.isin(Corpus([Store(other)]).recordings[held], Heard.of(trained / "model").sounds).sum()
     assert known
     assert evaluation["held_out"].endswith(f"; {known} of their utterances were trained on before")
+    shown = ctal("evaluate", "pretraining", other, "--model", trained / "model").output
+    assert shown.startswith(f"pretraining: {evaluation['held_out']}\n")
     with pytest.raises(InputError) as caught:
         evaluate_model([tiny.store, other], trained / "model")
     assert f"evaluate it on {other} apart from those" in refusal(caught)
@@ -121,7 +123,7 @@ def test_on_other_data_it_says_how_much_was_trained_on_and_a_part_of_its_own_is_
 
 
 def test_of_a_model_of_elsewhere_it_is_said_that_it_may_have_been_trained_on_anything(
-    tiny: TinyCorpus, trained: Path, tmp_path: Path
+    ctal: Cli, tiny: TinyCorpus, trained: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained / "model", tmp_path / "model")
     for name in ("run.json", "heard.safetensors"):
@@ -129,6 +131,9 @@ def test_of_a_model_of_elsewhere_it_is_said_that_it_may_have_been_trained_on_any
     evaluation = evaluate_model([tiny.store], tmp_path / "model")
     assert evaluation is not None
     assert evaluation["held_out"].endswith("; training may have heard it")
+    shown = ctal("evaluate", "pretraining", tiny.store, "--model", tmp_path / "model").output
+    assert shown.startswith(f"pretraining: {evaluation['held_out']}\n")
+    assert "zeroed frames" in shown
 
 
 # Continuing a model -----------------------------------------------------------------------------------------------
@@ -279,6 +284,23 @@ def test_recordings_without_any_transcript_train_the_audio_alone(tiny: TinyCorpu
         assert values["loss"] == values["audio_loss"]
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert any("zeroed frames" in each["name"] for each in evaluation["comparisons"])
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "| held-out MLM cross-entropy | not measured: nothing was masked |" in card
+    assert "| held-out MCAM L1 | 0." in card
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+def test_a_run_that_masks_nothing_is_refused_before_it_begins(tiny: TinyCorpus, tmp_path: Path, has_text: bool) -> None:
+    audio = sorted(tiny.manifest.parent.glob("*.flac"))[:4]
+    utterances = [Utterance(path.stem, path, text="one two" if has_text else None) for path in audio]
+    prepare_store(utterances, tmp_path / "store", corpus="some", workers=1)
+    fields = {"audio_mask_ratio": 0, **({"text_mask_ratio": 0} if has_text else {})}
+    heard = Notes()
+    with pytest.raises(InputError) as caught:
+        run([tmp_path / "store"], tmp_path / "run", tokenizer=tiny.tokenizer, fields=fields, progress=heard)
+    assert refusal(caught).startswith(", ".join(f"{name}=0" for name in reversed(fields)) + ": ")
+    assert not (tmp_path / "run").exists()
+    assert heard.notes == []
 
 
 def test_stores_are_trained_on_together_and_untranscribed_ones_do_not_change_what_is_held_out(
@@ -392,6 +414,10 @@ def test_one_proxy_task_alone_trains(tiny: TinyCorpus, tmp_path: Path, ratio: st
     for step in losses(tmp_path / "run").values():
         assert step[silent] == 0
         assert step[heard] > 0
+    rows = (tmp_path / "run" / "model" / "README.md").read_text().splitlines()
+    measured = {name: next(row for row in rows if name in row) for name in ("MLM", "MCAM")}
+    said = {name: "not measured: nothing was masked" in row for name, row in measured.items()}
+    assert said == {"MLM": silent == "text_loss", "MCAM": silent == "audio_loss"}
 
 
 def test_a_per_cent_of_either_loss_counts_as_much_in_the_best_checkpoint(tiny: TinyCorpus, trained: Path) -> None:

@@ -234,6 +234,38 @@ def test_both_losses_are_in_the_table_as_they_were_logged(run: Path, reader: Rea
             assert f"{row['audio_loss']:.4f}" in reader.words
 
 
+@pytest.mark.parametrize("masked", ["sound of no transcripts", "sound", "words"])
+def test_a_loss_of_what_was_not_masked_is_a_dash_and_the_page_says_why_nothing_was_compared(
+    store: Path, tmp_path: Path, masked: str
+) -> None:
+    if masked == "sound of no transcripts":
+        store = tmp_path / "mute"
+        splits = [(f"{i}", "validation" if i >= 4 else "train") for i in range(8)]
+        for i, (name, _) in enumerate(splits):
+            soundfile.write(tmp_path / f"{name}.wav", tones(1.0, seed=i), RATE)
+        mute = [Utterance(name, tmp_path / f"{name}.wav", speaker=part, split=part) for name, part in splits]
+        prepare_store(mute, store, corpus="mute", workers=1)
+    train_tokenizer(SENTENCES, 300).save_pretrained(tmp_path / "tokenizer")
+    ratios = {"sound": {"text_mask_ratio": 0}, "words": {"audio_mask_ratio": 0, "text_mask_ratio": 0.3}}
+    config = PretrainConfig(steps=1, batch_frames=400, workers=0, **ratios.get(masked, {}))
+    pretrain([store], tmp_path / "run", config, size="nano", tokenizer=tmp_path / "tokenizer")
+    write_pretraining_report(tmp_path / "run", [store], tmp_path / "report.html", title="Half")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    figures = re.search(r"<th>Loss</th>.*?</table>", page, re.DOTALL)
+    assert figures
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in figures[0].split("<tr>")[1:]]
+    assert len(rows) == 3
+    for text, audio in rows:
+        assert (text == "–", audio == "–") == (masked != "words", masked == "words")
+    words = Reader(page).words
+    assert words.count("Nothing that is held out was masked.") == 1
+    assert ("fewer than two held-out utterances have a transcript" in words) == (masked == "sound of no transcripts")
+    assert ("Not measured: audio_mask_ratio is 0." in words) == (masked == "words")
+    # An utterance without a masked word is not shown at all.
+    assert "L1 in its masked frames" not in words
+    assert ("None of its frames was masked." in words) == (masked == "words")
+
+
 def test_where_the_audio_does_not_see_the_text_the_page_says_so_and_shows_the_rest(store: Path, tmp_path: Path) -> None:
     run = trained(store, tmp_path, audio_sees_text=False)
     write_pretraining_report(run, [store], tmp_path / "report.html", title="Apart")

@@ -520,16 +520,18 @@ def verify(
             print(f"score {verification.score:.4f}; no verdict, for the model has no threshold")
         else:
             print(f"{verdict}: score {verification.score:.4f}, threshold {verification.threshold:.4f}")
+    left_out = len(pairs) - len(scores)
+    said = f"; {left_out} of {len(pairs)} trials left out" if left_out else ""
     if set(labels) in ({True}, {False}):
-        print("no EER: it needs trials of one speaker and of two", file=sys.stderr)
+        print(f"no EER: it needs trials of one speaker and of two{said}", file=sys.stderr)
     elif set(labels) == {True, False}:
         from ctal.metrics import verification_metrics
 
         metrics = verification_metrics(scores, labels)
         if as_json:
-            print(json.dumps({"trials": len(scores), **metrics}))
+            print(json.dumps({"trials": len(scores), "left_out": left_out, **metrics}))
         else:
-            print(f"EER {metrics['eer']:.2%}, minDCF {metrics['min_dcf']:.4f}, {len(scores)} trials")
+            print(f"EER {metrics['eer']:.2%}, minDCF {metrics['min_dcf']:.4f}, {len(scores)} trials{said}")
     if failures:
         sys.exit(2)
 
@@ -939,8 +941,10 @@ def _show_evaluation(evaluation: Mapping[str, Any]) -> None:
 
     from ctal.console import print_table
 
+    # Not the table's title, which Rich would break over lines as narrow as the table.
+    print(f"pretraining: {evaluation['held_out']}")
     if not evaluation["comparisons"]:
-        print("nothing to compare: fewer than two utterances are held out")
+        print("nothing to compare: fewer than two held-out utterances have anything masked")
         return
     table = Table("compared with", "unit", "model", "reference", "gain (95 % interval)", "utterances")
     for row in evaluation["comparisons"]:

@@ -62,6 +62,9 @@ _SORTED_FRAMES = 96_000
 """Recordings of so many frames are sorted by length together, which bounds memory however many there are."""
 _FILES_AHEAD = 16
 _SHORT_SECONDS = 0.5
+_ENOUGH_OF_SPEAKER = 10
+"""Recordings of a speaker that are enough for a model that was trained with the mean over all of them; three are worth
+no more than knowing nothing of the speaker, and one less (docs/results.md)."""
 _ENERGY_SECONDS = 0.2
 _SPEECH_BLOCK = SAMPLING_RATE // 50
 _SPEECH_RANGE = 1e-3
@@ -228,9 +231,13 @@ def _task_of(model: CtalForSequenceClassification | CtalForXVector) -> Task:
 
 def of_a_stranger(loaded: TaskModel | PretrainedModel) -> str:
     """What to know of what a model with `cmvn=speaker` says without other recordings of the speaker."""
-    if loaded.run.get("config", {}).get("random_speaker_mean"):
+    if _is_for_few(loaded):
         return "the model hears this recording of the speaker alone; with a few others it is surer"
     return "the model wants ten or more recordings of the speaker, and hears this one alone: do not rely on it"
+
+
+def _is_for_few(loaded: TaskModel | PretrainedModel) -> bool:
+    return bool(loaded.run.get("config", {}).get("random_speaker_mean"))
 
 
 def load_recognizer(name: str) -> Recognizer:
@@ -403,6 +410,8 @@ class Pipeline(Generic[ResultT]):
         self.asr = load_recognizer(asr) if isinstance(asr, str) else asr
         self.unusable: list[InputError] = []
         """Why recordings of the speaker could not be used."""
+        self._known: int | None = None
+        """How many of the speaker's recordings are used; None where none were given."""
         if speaker is not None:
             model = replace(model, processor=self._of_speaker(model.processor, speaker))
         self._loaded, self._reads = model, model.reads
@@ -502,6 +511,7 @@ class Pipeline(Generic[ResultT]):
             known = processor.feature_extractor.for_speaker(usable(), SAMPLING_RATE)
         except InputError as error:
             raise (self.unusable[0] if self.unusable else error) from None
+        self._known = len(given) - len(self.unusable)
         return CtalProcessor(known, processor.tokenizer)
 
     def _hear(self, recordings: Iterable[Recording]) -> Iterator[_Heard | InputError]:
@@ -535,7 +545,9 @@ class Pipeline(Generic[ResultT]):
         if self._reads != "text":
             spans = cut_windows(wave, self._loaded.max_frames, self._extractor.feature_type)
         processor = self._loaded.processor
-        if self._reads != "text" and self._extractor.is_by_speaker and self._extractor.speaker_mean is None:
+        if self._reads != "text" and self._known is not None:
+            notes.extend(self._of_few(self._known))
+        elif self._reads != "text" and self._extractor.is_by_speaker and self._extractor.speaker_mean is None:
             notes.append(of_a_stranger(self._loaded))
             if len(spans) > 1:
                 known = self._extractor.for_speaker([wave], SAMPLING_RATE)
@@ -564,6 +576,14 @@ class Pipeline(Generic[ResultT]):
                 "no transcript, and no modality dropout in training: less reliable if the training data had transcripts"
             )
         return _Heard(name, wave, spans, texts, text, notes, processor)
+
+    def _of_few(self, known: int) -> Iterator[str]:
+        """What to know where so many recordings of the speaker are few."""
+        if known < _ENOUGH_OF_SPEAKER and not _is_for_few(self._loaded):
+            yield (
+                f"the model is given {known} of the speaker's recordings, and was trained with all of each speaker's: "
+                f"below {_ENOUGH_OF_SPEAKER} it may be worse than one that knows nobody; give more"
+            )
 
     def _judge(self, chunk: Sequence[_Heard | InputError]) -> Iterator[ResultT | InputError]:
         """Runs the model on all windows of the recordings, the longest first."""
@@ -684,8 +704,9 @@ def pipeline(
             less exact; what they cost stands in docs/performance.md.
         speaker: For a model that normalises by the speaker (`cmvn=speaker`): recordings of the one who speaks in all
             that the pipeline will hear, these too if you like; samples as a `Recording`, which has their rate. The
-            more, the better, and fewer than ten are few, unless the model was trained with `random_speaker_mean`
-            (docs/results.md); which cannot be used stands in `Pipeline.unusable` and in every result's notes.
+            more, the better, and fewer than ten are few, as every result's notes say, unless the model was trained
+            with `random_speaker_mean` (docs/results.md); which cannot be used stands in `Pipeline.unusable` and in
+            every result's notes.
 
     Raises:
         InputError: The model cannot be loaded (`load_task_model`) or is of another task; no such precision; no

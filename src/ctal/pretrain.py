@@ -67,6 +67,9 @@ def pretrain(
     Returns:
         What that model has learned (`evaluate_model`), written to `out/evaluation.json` too; None where it is not
         measured, and on other processes than the main one.
+
+    Raises:
+        InputError: Something given is missing or does not fit, or nothing can be masked; else as `ctal.training.train`.
     """
     disable_progress_bar()
     corpus = open_corpus(stores)
@@ -81,6 +84,7 @@ def pretrain(
     else:
         processor, model = load_model(start_from)
     objective = PretrainingObjective(model, processor, corpus, config, start_from)
+    objective.refuse_to_learn_nothing()
     progress = progress or Silence()
     for note in objective.notes():
         progress.note(note)
@@ -236,6 +240,20 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
             said = f"; {known} of their utterances were trained on before" if known else ""
             self.split = self.split._replace(rule=self.split.rule + said)
 
+    def refuse_to_learn_nothing(self) -> None:
+        """Raises `InputError` where nothing of the training part can be masked."""
+        if self.config.audio_mask_ratio:
+            return
+        if not self.config.text_mask_ratio:
+            raise InputError(
+                "text_mask_ratio=0, audio_mask_ratio=0: nothing is masked, and so nothing learned; raise one of them"
+            )
+        if not self.corpus.has_text[self.split.train].any():
+            raise InputError(
+                "audio_mask_ratio=0: words alone are masked, and no training utterance has a transcript; raise it, or "
+                "add a store with transcripts"
+            )
+
     def identity(self) -> dict[str, Any]:
         """See `ctal.training.Objective`, as for all methods that it has."""
         return {
@@ -352,8 +370,8 @@ masked cross-modal acoustic modelling.
 | training audio | {provenance["audio_hours"]} h of {corpora}, data hash `{provenance["data_hash"][:16]}` |
 | held out | {provenance["validation"]} |
 | step | {provenance["step"]} of {provenance["config"]["steps"]} |
-| held-out MLM cross-entropy | {metrics["text_loss"]:.4f} nats a masked token |
-| held-out MCAM L1 | {metrics["audio_loss"]:.4f} a dimension of a masked frame |
+| held-out MLM cross-entropy | {_measured(metrics["text_loss"], "nats a masked token")} |
+| held-out MCAM L1 | {_measured(metrics["audio_loss"], "a dimension of a masked frame")} |
 | software | {", ".join(f"{name} {version}" for name, version in provenance["versions"].items())} |
 
 ```python
@@ -367,3 +385,8 @@ states = model(**processor(text=["hello"], audio=[wave], sampling_rate=16000))
 All settings of the run are in `run.json`. What the weights may be used for follows from the terms of the recordings
 that they learned from.
 """
+
+
+def _measured(loss: float, unit: str) -> str:
+    """Exactly 0 is the sum over no masked token or frame, not the loss of a perfect model."""
+    return f"{loss:.4f} {unit}" if loss else "not measured: nothing was masked"

@@ -202,7 +202,7 @@ def pretraining_content(run: Path, stores: Sequence[Path]) -> PretrainingContent
         _facts(model, provenance, metrics, _training_minutes(run / "tensorboard")),
         _curves_section(metrics, provenance["step"]),
         _comparisons_section(comparisons, measured_step),
-        _listening_section(comparisons),
+        _listening_section(comparisons, objective),
         _examples_section(examples, processor.tokenizer),
     )
     return PretrainingContent(provenance["corpus"], INTRODUCTION, sections)
@@ -403,7 +403,7 @@ def _curve(
     validation = [row for row in validation if row[loss.key] != 0]
     heading = join(element("strong", loss.name), element("br"), element("span", loss.unit, class_="note"))
     if not validation:
-        return element("figure", element("figcaption", heading), element("p", "Nothing was masked: no transcripts."))
+        return element("figure", element("figcaption", heading), element("p", "Nothing that is held out was masked."))
     bins = np.array_split(np.arange(len(train)), math.ceil(len(train) / _bin_size(len(train)))) if train else []
     steps = [float(np.mean([train[i]["step"] for i in part])) for part in bins]
     values = [[train[i][loss.key] for i in part] for part in bins]
@@ -438,8 +438,11 @@ def _final_figures(train: Sequence[Mapping[str, Any]], validation: Sequence[Mapp
     """A table of held-out losses at the start, of the model shown, and at the end, beside training's at the end."""
     moments = {row["step"]: f"held out, step {row['step']:,}" for row in (validation[0], validation[-1])}
     moments[best_step] = f"held out, step {best_step:,} (the model shown here)"
+    # As in the curves, 0 is no measurement.
     figures = [
-        (moments[row["step"]], [row[loss.key] for loss in LOSSES]) for row in validation if row["step"] in moments
+        (moments[row["step"]], [row[loss.key] or math.nan for loss in LOSSES])
+        for row in validation
+        if row["step"] in moments
     ]
     ending = train[-_bin_size(len(train)) :]
     measured = [[row[loss.key] for row in ending if row[loss.key] != 0] for loss in LOSSES]
@@ -467,12 +470,16 @@ def _comparisons_section(comparisons: Sequence[Comparison], step: int) -> Html:
     )
 
 
-def _listening_section(comparisons: Sequence[Comparison]) -> Html:
+def _listening_section(comparisons: Sequence[Comparison], objective: PretrainingObjective) -> Html:
     heading = element("h2", "Does the audio listen to the text?")
     listening = [each for each in comparisons if each.name.startswith(LISTENING)]
     if not listening:
-        why = "Not measured: no two held-out utterances have transcripts of the same length."
-        return join(heading, element("p", why))
+        why = "no two held-out utterances have transcripts of the same length"
+        if objective.corpus.has_text[objective.split.validation].sum() < 2:
+            why = "fewer than two held-out utterances have a transcript"
+        if not objective.config.audio_mask_ratio:
+            why = "audio_mask_ratio is 0"
+        return join(heading, element("p", f"Not measured: {why}."))
     return join(
         heading,
         element(
@@ -595,12 +602,13 @@ def filled_in(masked: MaskedUtterance, tokenizer: PreTrainedTokenizerBase) -> Ht
         "as the model saw it": masked.masked,
         "as the model filled it in": masked.reconstructed,
     }
+    error = f"L1 in its masked frames: {masked.error:.3f} a dimension."
     return join(
         _transcript(masked, tokenizer),
         _guesses(masked, tokenizer),
         *(spectrogram(each, caption, masked.name, masked.is_masked) for caption, each in pictures.items()),
         times(len(masked.is_masked), masked.frame_rate),
-        element("p", f"L1 in its masked frames: {masked.error:.3f} a dimension.", class_="note"),
+        element("p", error if masked.is_masked.any() else "None of its frames was masked.", class_="note"),
     )
 
 
