@@ -201,7 +201,7 @@ def test_a_run_that_cannot_be_taken_up_is_told_why(ctal: Cli, tiny: TinyCorpus, 
     small = {"steps": 2, "checkpoint_every": 1}
     first = ctal(*pretrain_arguments(tiny, out, **small))
     assert first.code == 0
-    assert f"{out / 'model'}: the best model by text_loss × audio_loss, after step" in first.output
+    assert f"{out / 'model'}: the best model by text_loss × audio_loss, " in first.output
     assert (out / "report.html").is_file()
 
     assert "add --resume" in last_refusal(ctal(*pretrain_arguments(tiny, out, **small)))
