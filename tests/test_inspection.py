@@ -294,11 +294,18 @@ def test_wrong_input_is_one_line_and_exit_code_2(ctal: Cli, models: Path, tiny: 
     good, out = record(tmp_path / "good.wav", 0.3), tmp_path / "page.html"
     text = tmp_path / "text.wav"
     text.write_text("not a recording at all\n" * 50)
+    several, single = tmp_path / "several.csv", tmp_path / "single.jsonl"
+    several.write_text("audio\ngood.wav\ngood.wav\n")
+    single.write_text('{"audio": "good.wav"}\n')
     model, nowhere = models / "emotion", tmp_path / "nowhere"
     refused = {
         (model, text): f"{text}: not audio",
         (model, nowhere): f"{nowhere}: no such file",
         (model, tmp_path): f"{tmp_path}: a folder; name one recording",
+        (model, several): f"{several}: a list of recordings; name one recording",
+        (model, several, "--text", "one"): f"{several}: a list of recordings; name one recording",
+        (model, single): f"{single}: a list of recordings; name one recording",
+        (model, tmp_path / "none.csv"): f"{tmp_path / 'none.csv'}: no such file",
         (nowhere, good): f"{nowhere}: no such folder",
         (tmp_path, good): f"{tmp_path}: not a model folder",
         (models / "words", good): f"{good}: the model reads text alone",

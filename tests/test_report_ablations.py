@@ -14,10 +14,11 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from ctal.ablate import load_plan
 from ctal.cli import app
 from ctal.errors import InputError
 from ctal.report import write_ablation_report
-from ctal.report.comparisons import Ablation, Line, Result, compare, read_results
+from ctal.report.comparisons import PAPER_PLANS, Ablation, Line, Result, compare, read_results
 from ctal.report.html import Scale
 from test_report import HOSTILE, Reader
 
@@ -396,9 +397,29 @@ def test_directions_intervals_and_verdicts_are_said_in_words(tmp_path: Path) -> 
     for text in (Reader(html).words, markdown):
         for said in ("▼ worse", "▲ better", "◆ not told apart", "→ confirmed", "→ contradicted", "→ undecided"):
             assert said in text
-        assert "3 claims of the paper: 1 confirmed, 1 contradicted, 1 undecided." in text
+        assert "3 expectations: 1 confirmed, 1 contradicted, 1 undecided." in text
         assert "none is corrected for their number (3 here)" in text
         assert "a seed varies" in text
+
+
+@pytest.mark.parametrize("plan", ["paper-fusion", "paper-of-mine", "fusion"])
+def test_an_expectation_is_called_the_paper_s_in_a_plan_of_its_claims_alone(tmp_path: Path, plan: str) -> None:
+    rows = made(plan=plan)
+    html, markdown = report(write(tmp_path / "results.jsonl", rows), to=tmp_path)
+    for text in (Reader(html).words, markdown):
+        is_papers = [said in text for said in ("The paper says", "3 claims of the paper: 1 confirmed")]
+        is_ours = [said in text for said in ("Expected", "3 expectations: 1 confirmed")]
+        assert is_papers == [plan == "paper-fusion"] * 2
+        assert is_ours == [plan != "paper-fusion"] * 2
+
+    changed = [each | ({"expected": "better"} if each["seed"] else {}) for each in rows]
+    _, markdown = report(write(tmp_path / "changed.jsonl", changed), to=tmp_path)
+    assert "its rows name different expectations, so none is judged" in markdown
+
+
+@pytest.mark.parametrize("plan", PAPER_PLANS)
+def test_plans_of_the_paper_s_claims_come_with_ctal_and_have_some(plan: str) -> None:
+    assert any(each.expected for each in load_plan(plan).variants.values())
 
 
 def markdown_tables(markdown: str) -> list[list[list[str]]]:
@@ -417,7 +438,7 @@ def test_markdown_tables_are_whole_and_hold_the_numbers(tmp_path: Path) -> None:
     head, _, base, worse, *_ = markdown_tables(markdown)[0]
     line = lines(made())[WORSE]
     assert line.difference is not None
-    assert head[1:] == ["UA ↑", "Difference", "The paper says", "WA ↑", "Seeds"]
+    assert head[1:] == ["UA ↑", "Difference", "Expected", "WA ↑", "Seeds"]
     assert base[0] == "base (base)"
     ends = (line.mean.low, line.mean.high)
     assert worse[1] == f"{line.mean.mean:.1%} [{ends[0]:.1%} … {ends[1]:.1%}]"

@@ -23,6 +23,7 @@ from ctal.metrics import eer_threshold, emotion_metrics, sentiment_metrics, veri
 from ctal.modeling_ctal import CtalForSequenceClassification
 from ctal.objective import open_corpus
 from ctal.protocols import make_trials, write_trials
+from ctal.recipes import FinetuneConfig, make_config
 from ctal.report import Column, ResultTable, Row, tasks, write_demo_report, write_task_report
 from ctal.report.html import Html, element
 from ctal.report.listening import ATTENTION_EXAMPLES, EXAMPLES, examples_section
@@ -65,7 +66,8 @@ def shared(task: str, store: Path) -> dict[str, Any]:
         "protocol": {"name": "split", "description": f"whole <i>speakers</i> {HOSTILE}", "checksum": "018c1052" * 8},
         "inputs": "both",
         "fusion": "orthogonal",
-        "config": {"weights": "pretrained", "inputs": "both", "steps": 4},
+        "config": make_config(FinetuneConfig, {"protocol": "5-fold", "steps": 4}).model_dump(),
+        "head": CtalConfig(label_smoothing=0.125).head(),
         "corpus": ["demo"],
         "data_hash": open_corpus([store]).content_hash,
         "versions": {"ctal": "0.1.0"},
@@ -432,6 +434,22 @@ def test_a_run_that_measured_nothing_says_so(runs: dict[str, Path], store: Path,
     (run / "predictions.jsonl").unlink()
     (run / "metrics.jsonl").write_text('{"kind": "validation", "step": 0}\n')
     assert "Nothing was measured" in written(run, store, tmp_path / "page.html").words
+
+
+@pytest.mark.parametrize("task", ["emotion", "sentiment", "verification"])
+def test_all_settings_stand_on_the_page_and_none_takes_another_one_s_place(
+    task: str, runs: dict[str, Path], store: Path, tmp_path: Path
+) -> None:
+    evaluation = json.loads((runs[task] / "evaluation.json").read_text())
+    written(runs[task], store, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    shown = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+
+    assert len(dict(shown)) == len(shown)
+    for name, value in {**evaluation["config"], **evaluation["head"]}.items():
+        assert dict(shown)[name] == str(value)
+    for value in (evaluation["protocol"]["checksum"], evaluation["data_hash"], "unknown (not run from a checkout)"):
+        assert any(value in each for each in dict(shown).values())
 
 
 def test_names_with_blanks_are_no_fault(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Variant(BaseModel):
     """Another task that it is fine-tuned for first, with the same fields, data and seed (`ctal finetune --from`; Phang
     et al., 2018). Both must be judged on the same part, which a corpus with a split of its own gives."""
     expected: Literal["worse", "better"] | None = None
-    """What the paper claims of it, compared with the base."""
+    """How it should do, compared with the base. In the plans `paper-*` that come with ctal, the paper claims so."""
     tasks: tuple[str, ...] | None = None
     """Those of the plan that it takes part in; None: all."""
 

@@ -173,8 +173,9 @@ def _how_to_read(ablations: Sequence[Ablation]) -> list[str]:
         "A mean is over seeds, with its 95% t-interval. A difference is the variant's minus the base's, seed by seed, "
         f"on the seeds that both have. “{MARKS['better']}” and “{MARKS['worse']}” say that its 95% t-interval leaves "
         f"out 0; “{MARKS['undecided']}” says that it does not, which does not mean that both are equal.",
-        "What the paper claims is confirmed where the interval lies wholly on the side that it claims, contradicted "
-        "where it lies wholly on the other one, and undecided otherwise, on the data and at the size that are named.",
+        "What the paper says, or the plan expects, is confirmed where the interval lies wholly on that side, "
+        "contradicted where it lies wholly on the other one, and undecided otherwise, on the data and at the size that "
+        "are named.",
         "Seeds move the training alone: all are judged on the same test utterances, so that no interval says what "
         "other speakers would change.",
     ]
@@ -189,8 +190,8 @@ def _how_to_read(ablations: Sequence[Ablation]) -> list[str]:
 def _headline(ablation: Ablation) -> str:
     counts = {verdict: ablation.verdicts(verdict) for verdict in ("confirmed", "contradicted", "undecided")}
     if total := sum(counts.values()):
-        claims = "One claim" if total == 1 else f"{total} claims"
-        return f"{claims} of the paper: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + "."
+        judged = _counted(total, "claim") + " of the paper" if ablation.is_of_paper else _counted(total, "expectation")
+        return f"{judged}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + "."
     apart = sum(line.effect != "undecided" for line in ablation.lines)
     variants = sum(not line.is_base for line in ablation.lines)
     return f"{apart} of {_counted(variants, 'variant')} told apart from the base."
@@ -198,15 +199,15 @@ def _headline(ablation: Ablation) -> str:
 
 def _findings(ablation: Ablation, published: Mapping[str, float]) -> _Sheet:
     metric, secondary, base = ablation.metric, ablation.secondary, ablation.first.base
-    has_claims = any(line.verdict for line in ablation.lines)
+    is_judged = any(line.verdict for line in ablation.lines)
     head = [_with_arrow(metric), "Difference"]
-    head += ["The paper says"] if has_claims else []
+    head += ["The paper says" if ablation.is_of_paper else "Expected"] if is_judged else []
     head += ["Published"] if published else []
     head += [_with_arrow(secondary), "Seeds"]
     rows = []
     for line in ablation.lines:
         cells = [_Cell(metric.shown(line.mean.mean), _ends(line.mean, metric.shown)), _difference(line, metric)]
-        cells += [_claim(line)] if has_claims else []
+        cells += [_expectation(line)] if is_judged else []
         cells += [_Cell(metric.shown(published[line.name]) if line.name in published else "–")] if published else []
         cells += [_Cell(secondary.shown(line.secondary)), _Cell(str(len(line.results)))]
         rows.append((line, cells))
@@ -238,7 +239,7 @@ def _ends(interval: Interval, shown: Any) -> str:
     return f"{shown(interval.low)} … {shown(interval.high)}" if np.isfinite(interval.low) else ""
 
 
-def _claim(line: Line) -> _Cell:
+def _expectation(line: Line) -> _Cell:
     if line.verdict is None or line.expected is None:
         return _Cell("–")
     return _Cell(line.expected, said=f"→ {line.verdict}", effect=VERDICT_EFFECTS[line.verdict])
@@ -263,8 +264,8 @@ def _notes(ablation: Ablation) -> list[str]:
             notes.append(f"{line.name} shares no seed with the base, hence no difference.")
         if line.is_same_for_all_seeds:
             notes.append(f"{line.name}: the difference is the same for all seeds, so its interval decides nothing.")
-        if len(line.claims) > 1:
-            notes.append(f"{line.name}: its rows name different claims of the paper, so none is judged.")
+        if len(line.expectations) > 1:
+            notes.append(f"{line.name}: its rows name different expectations, so none is judged.")
     if base is None:
         notes.append(f"The base, {first.base}, has no result on these test utterances, hence no differences.")
     if over_speakers := _over_speakers(ablation):

@@ -29,6 +29,9 @@ Verdict = Literal["confirmed", "contradicted", "undecided"]
 SECONDARY = {"emotion": "wa", "sentiment": "corr", "verification": "min_dcf"}
 """Task → the metric that stands beside the main one."""
 
+PAPER_PLANS = ("paper-claims", "paper-fusion", "paper-pretraining")
+"""Plans whose expectations are claims of the paper; those of any other are whoever's wrote it."""
+
 SAME = 1e-9
 """Differences that vary by less are equal but for rounding."""
 
@@ -212,13 +215,13 @@ class Line:
         return self.results[0].about
 
     @property
-    def claims(self) -> set[Literal["worse", "better"] | None]:
-        """What the paper says of it; several where the plan was changed between two results."""
+    def expectations(self) -> set[Literal["worse", "better"] | None]:
+        """What the plan expects of it; several where the plan was changed between two results."""
         return {each.expected for each in self.results}
 
     @property
     def expected(self) -> Literal["worse", "better"] | None:
-        return next(iter(self.claims)) if len(self.claims) == 1 else None
+        return next(iter(self.expectations)) if len(self.expectations) == 1 else None
 
     @property
     def values(self) -> np.ndarray:
@@ -261,7 +264,7 @@ class Line:
 
     @property
     def verdict(self) -> Verdict | None:
-        """On what the paper claims; None where it claims nothing."""
+        """On what is expected; None where nothing is."""
         if self.expected is None or self.is_base:
             return None
         if self.effect == "undecided":
@@ -308,6 +311,11 @@ class Ablation:
     @property
     def is_synthetic(self) -> bool:
         return self.first.synthetic
+
+    @property
+    def is_of_paper(self) -> bool:
+        """Whether what is expected is what the paper claims."""
+        return self.first.plan in PAPER_PLANS
 
     @property
     def compared(self) -> list[Line]:

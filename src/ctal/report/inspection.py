@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, load_audio
 from ctal.batching import Corpus, digest, masked_utterance
+from ctal.corpora import manifest as recordings_manifest
 from ctal.errors import InputError
 from ctal.features import NUM_MEL
 from ctal.inference import (
@@ -118,6 +119,8 @@ def write_inspection(
     """
     if audio.is_dir():
         raise InputError(f"{audio}: a folder; name one recording")
+    if audio.is_file() and audio.suffix.lower() in recordings_manifest.SUFFIXES:
+        raise InputError(f"{audio}: a list of recordings; name one recording")
     (recording,) = find_recordings([audio], text=text)
     wave = load_audio(audio)
     corpus = open_corpus([store]) if store else None

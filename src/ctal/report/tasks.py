@@ -285,9 +285,9 @@ def _settings(run: TaskRun) -> Html:
     weights = {"pretrained": "pre-trained", "random": "from scratch"}.get(evaluation["config"]["weights"])
     settings = {
         "data": source(evaluation["corpus"]),
-        "protocol": f"{evaluation['protocol']['name']}, checksum {evaluation['protocol']['checksum']}",
+        # The setting `protocol` only says what was asked for, such as `auto`.
+        "judged by": f"{evaluation['protocol']['name']}, checksum {evaluation['protocol']['checksum']}",
         "trials": str(evaluation["trials"]) if "trials" in evaluation else None,
-        "fusion": evaluation.get("fusion"),
         "given to the model": INPUTS.get(evaluation["config"]["inputs"]),
         "weights at the start": weights,
         "step": f"{evaluation['step']} of {evaluation['steps']}" if "step" in evaluation else None,
@@ -295,6 +295,7 @@ def _settings(run: TaskRun) -> Html:
         "commit": evaluation["commit"] or "unknown (not run from a checkout)",
         "versions": ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items()),
         **evaluation["config"],
+        **evaluation.get("head", {"fusion": evaluation.get("fusion")}),  # early runs name no more of their head
     }
     known = {name: value for name, value in settings.items() if value is not None}
     return unfolding("Where it comes from: data, protocol, versions, commit, all settings", known)
