@@ -97,7 +97,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> RobertaTokenizer:
     )
     bpe.train_from_iterator(normalized(), trainer)
     if num_texts == 0:
-        raise InputError("no transcript with a word in it to train a tokenizer on: give a store or a file with text, or a tokenizer")
+        raise InputError("no transcript with a word in it to train a tokenizer on: give a store or a file with text")
     model = json.loads(bpe.to_str())["model"]
     return _roberta_tokenizer(model["vocab"], [tuple(pair) for pair in model["merges"]])
 
