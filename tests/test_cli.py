@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from conftest import REPOSITORY, Cli, CtalProcess, Finished, TinyCorpus, pretrain_arguments, record
+from conftest import REPOSITORY, Cli, CtalProcess, Finished, Labelled, TinyCorpus, pretrain_arguments, record
 from ctal.cli import app
 from ctal.configuration_ctal import settable_fields
 from ctal.files import sha256_of
@@ -173,9 +173,9 @@ def test_a_setting_that_is_for_another_task_is_refused(
     assert refusal(ctal(*arguments)) == f"--set {name}: changes {whose} alone, not {task}; leave it out"
 
 
-def test_smoothed_labels_of_a_score_need_its_histogram(ctal: Cli, tiny: TinyCorpus, tmp_path: Path) -> None:
-    settings = ("--set", "label_smoothing=0.2", "--set", "regression_loss=mse")
-    message = refusal(ctal("finetune", "sentiment", tiny.store, "--from", tmp_path, "--out", tmp_path / "r", *settings))
+def test_smoothed_labels_of_a_score_need_its_histogram(ctal: Cli, labelled: Labelled, tmp_path: Path) -> None:
+    start = ("finetune", "sentiment", labelled.store, "--from", labelled.pretrained, "--out", tmp_path / "run")
+    message = refusal(ctal(*start, "--set", "label_smoothing=0.2"))
     assert message.endswith("--set regression_loss=histogram with it")
 
 

@@ -344,6 +344,18 @@ def test_recordings_of_another_folder_do_not_replace_those_whose_names_they_shar
     assert prepare([*corpus_of(tmp_path / "one", 5), *more], tmp_path / "store").utterances == 7
 
 
+def test_a_corpus_that_was_moved_or_written_anew_elsewhere_is_prepared_again(tmp_path: Path) -> None:
+    prepare(corpus_of(tmp_path / "one", 5), tmp_path / "store")
+    anew = corpus_of(tmp_path / "two", 5)
+    assert prepare(anew, tmp_path / "store").utterances == 5
+    moved = tmp_path / os.fsdecode(b"in no encoding: \xff")
+    (tmp_path / "two").rename(moved)
+    more = Utterance("more", record(tmp_path / "more.wav"))
+    utterances = [replace(each, audio=moved / each.audio.name) for each in anew]
+    assert prepare([*utterances, more], tmp_path / "store").utterances == 6
+    assert prepare(utterances, tmp_path / "store").removed == 1
+
+
 @pytest.mark.parametrize("damaged", ["shards/00001.arrow", "index.arrow", "quarantine.jsonl"])
 def test_a_damaged_file_is_named_when_read_and_mended_when_prepared_again(tmp_path: Path, damaged: str):
     utterances = [*corpus_of(tmp_path / "audio", 8), *bad_recordings(tmp_path / "bad").values()]

@@ -31,7 +31,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers.utils.logging import disable_progress_bar
 
-from ctal.batching import Corpus
+from ctal.batching import Corpus, digest
 from ctal.configuration_ctal import HEAD_FIELDS, SIZES, CtalConfig, settable_fields
 from ctal.errors import InputError, did_you_mean, first_problem
 from ctal.files import file_aside, folder_aside, write_json
@@ -173,10 +173,9 @@ class _Settings:
     def of(cls, plan: Plan, variant: str) -> _Settings:
         """Raises `InputError` naming plan, variant and field."""
         own = plan.variants[variant]
-        fast = {"precision": fast_precision()}
         steps = {"steps": PretrainConfig.model_fields["steps"].default}
-        pretraining = {**steps, **PRETRAINING[plan.size], **fast, **plan.pretraining, **own.pretraining}
-        finetuning = {**FINETUNING[plan.size], **fast, "workers": 0, **plan.finetuning, **own.finetuning}
+        pretraining = {**steps, **PRETRAINING[plan.size], **plan.pretraining, **own.pretraining}
+        finetuning = {**FINETUNING[plan.size], "workers": 0, **plan.finetuning, **own.finetuning}
         architecture = {**MODEL_DEFAULTS.get(plan.size, {}), **_taken(pretraining, settable_fields())}
         head = {**HEAD_DEFAULTS.get(plan.size, {}), **_taken(finetuning, HEAD_FIELDS)}
         try:
@@ -364,16 +363,13 @@ def run_plan(
         for task, corpus in corpora.items():  # before anything is trained
             read_targets(TASKS[task], corpus)
         hashes = {task: corpus.content_hash for task, corpus in corpora.items()}
-        begun_in = out / _PRECISION
-        precision = begun_in.read_text().strip() if begun_in.is_file() else fast_precision()
-        plan = _trained_in(precision, plan)
+        plan = _trained_in(_precision_of(out), plan)
         results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
         for result in results[: len(results) // plan.seeds]:
             result.check(corpora[result.run.task])
         out.mkdir(parents=True, exist_ok=True)
-        if not begun_in.is_file():
-            begun_in.write_text(precision + "\n")
-        own = set(sorted({each.run.key for each in results})[number - 1 :: parts])
+        mixed = {each.run.key: digest(each.variant, each.run.task, each.seed) for each in reversed(results)}
+        own = set(sorted(mixed, key=lambda key: mixed[key])[number - 1 :: parts])
         wanted, rows = [each for each in results if each.run.key in own], _Rows(file)
         rows.drop_outdated(plan, results, hashes)
 
@@ -390,6 +386,16 @@ def run_plan(
         if missing:
             _run_missing(list(missing.values()), jobs or _room(plan), record, progress)
     return file
+
+
+def _precision_of(out: Path) -> str:
+    """What the workspace was begun in, also by another shard at this moment."""
+    file = out / _PRECISION
+    with _alone(file):
+        if not file.is_file():
+            with file_aside(file) as written:
+                written.write(f"{fast_precision()}\n".encode())
+        return file.read_text().strip()
 
 
 def _trained_in(precision: str, plan: Plan) -> Plan:

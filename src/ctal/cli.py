@@ -262,7 +262,7 @@ def finetune(
 
     Example: `ctal finetune emotion demo/store --from demo/pretrain/model --out run`
     """
-    from ctal.configuration_ctal import HEAD_FIELDS, ONE_TASKS_FIELDS, settable_fields
+    from ctal.configuration_ctal import HEAD_FIELDS, ONE_TASKS_FIELDS, CtalConfig, settable_fields
     from ctal.finetune import finetune as run
     from ctal.pretrain import size_of
     from ctal.recipes import FINETUNING, HEAD_DEFAULTS, FinetuneConfig, PretrainConfig, make_config, parse_settings
@@ -277,9 +277,10 @@ def finetune(
     for name in fields:
         if ONE_TASKS_FIELDS.get(name, task) != task:
             raise InputError(f"--set {name}: changes {ONE_TASKS_FIELDS[name]} alone, not {task}; leave it out")
-    if task == "sentiment" and fields.get("label_smoothing") and fields.get("regression_loss") != "histogram":
-        raise InputError("--set label_smoothing: spreads a histogram's scores; --set regression_loss=histogram with it")
     size = size_of(start_from)
+    loss = fields.get("regression_loss", CtalConfig.from_pretrained(start_from).regression_loss)
+    if task == "sentiment" and fields.get("label_smoothing") and loss != "histogram":
+        raise InputError("--set label_smoothing: spreads a histogram's scores; --set regression_loss=histogram with it")
     head = HEAD_DEFAULTS.get(size, {}) | {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
     recipe = FINETUNING[size]
     config = make_config(FinetuneConfig, recipe, fields, {} if epochs is None else {"epochs": epochs})

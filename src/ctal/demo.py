@@ -67,8 +67,8 @@ COMPARISONS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
     """Makes `out/corpus`, `out/store`, `out/tokenizer`, `out/pretrain`, a folder for each task and `out/report.html`.
 
-    What is there already is kept; an interrupted training goes on, a finished one is only reported again. `steps` are
-    updates of every training, for a quick look.
+    What is there already is kept; an interrupted training goes on, a finished one is only reported again, unless it was
+    of fewer steps. `steps` are updates of every training, for a quick look.
     """
     corpus, store, tokenizer, pretrained = (out / name for name in ("corpus", "store", "tokenizer", "pretrain"))
     with bar("making the synthetic corpus") as show:

@@ -259,6 +259,7 @@ class PretrainingObjective(CorpusObjective[CtalForPreTraining, PretrainConfig]):
         return {
             **({"start_from": self.start["sha256"]} if self.start else {}),
             "data_hash": self.corpus.content_hash,
+            "held_out": f"{digest(*self.split.validation.tolist()):016x}",
             "tokenizer": tokenizer_hash(self.processor.tokenizer),
             "features": self.processor.feature_extractor.analysis,
             **self.model.config.architecture(),

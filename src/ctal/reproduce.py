@@ -38,6 +38,7 @@ from ctal.errors import InputError, did_you_mean
 from ctal.masking import MaskingConfig
 from ctal.precision import fast_precision
 from ctal.recipes import FINETUNING, MODEL_DEFAULTS, PRETRAINING, FinetuneConfig, PretrainConfig, RunConfig, make_config
+from ctal.report.comparisons import PAPER_PLANS as PLANS
 from ctal.store import prepare_store
 from ctal.training import Progress
 
@@ -45,8 +46,6 @@ TASK_CORPORA = {"emotion": "iemocap", "sentiment": "mosei", "verification": "lib
 """Task → the corpus that it is fine-tuned and judged on; pre-training is on LibriSpeech."""
 
 SIZES_OF_RECIPES = {"paper-base": "base", "paper-large": "large"}
-
-PLANS = ("paper-claims", "paper-pretraining", "paper-fusion")
 
 VOCAB_SIZE = 30_000
 """Section 4.1."""

@@ -39,7 +39,7 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from ctal.audio import decode_audio, num_frames, resampled_length
+from ctal.audio import UNREADABLE, decode_audio, num_frames, resampled_length
 from ctal.corpora import WITHOUT_RECORDING, Utterance
 from ctal.errors import InputError
 from ctal.files import ASIDE, disk_refuses, file_aside, write_json
@@ -55,7 +55,7 @@ SHARD_BYTES = 64 * 2**20
 holds in memory, what an interruption loses, and for LibriSpeech 960 h some 2,200 shards of 28 MB."""
 
 MAPS = 4096
-"""Shards that a process keeps open, of the some 65,000 files that Linux lets it map."""
+"""Shards that a store keeps open, of the some 65,000 files that Linux lets a process map."""
 
 _SHARDS_A_WORKER = 2
 """At least so many: a worker takes about a second to start (Python, Arrow, pandas, which Arrow imports), as long as
@@ -148,9 +148,9 @@ def prepare_store(
     cannot be used, or whose id is taken, goes into quarantine; each further run tries it again. `progress` gets (done,
     total) in utterances. Workers are spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
 
-    Raises `InputError` if no utterance is usable, if `strict` and one is not, if `store` holds something else or none
-    of the utterances, if the disk refuses, or if a worker process is killed. What was finished by then is kept for the
-    next run.
+    Raises `InputError` if no utterance is usable, if `strict` and one is not, if `store` holds something else, none of
+    the utterances or others from another folder, if the disk refuses, or if a worker process is killed. What was
+    finished by then is kept for the next run.
     """
     shards, duplicates, total = _plan(utterances)
     if not total:
@@ -160,7 +160,8 @@ def prepare_store(
         raise InputError(f"{store}: holds {len(old)} other utterances; name a new folder, or delete it first")
     root = _common_folder(shards)
     of = read_json(store / "store.json").get("root", root)
-    if os.path.commonpath([of, root]) not in (of, root):  # ids such as 001 are in many folders
+    # Ids such as 001 are in many folders. Moved, or written anew elsewhere, the recordings may be the same ones.
+    if old and old != new and os.path.isdir(of) and os.path.commonpath([of, root]) not in (of, root):
         raise InputError(f"{store}: holds recordings of {of}; name a new folder, or delete it first")
     plan = hashlib.sha256(
         json.dumps([[shard.fingerprint for shard in shards], [asdict(entry) for entry in duplicates]]).encode()
@@ -267,9 +268,9 @@ def _plan(utterances: Iterable[Utterance]) -> tuple[list[_Shard], list[Quarantin
 
 
 def _common_folder(shards: Iterable[_Shard]) -> str:
-    """The innermost that holds all recordings."""
+    """The innermost that holds all recordings, with what no encoding can print escaped."""
     folders = {os.path.dirname(os.path.abspath(each.audio)) for shard in shards for each in shard.utterances}
-    return os.path.commonpath(folders)
+    return os.path.commonpath(folders).encode(errors="backslashreplace").decode()
 
 
 def write_in_processes(
@@ -328,12 +329,15 @@ def _is_current(path: Path, shard: _Shard) -> bool:
     if not is_whole(path, shard.fingerprint):
         return False
     refused = {entry.id for entry in _quarantine_of(path)}
-    return not any(_is_usable(each) for each in shard.utterances if _quarantine(each, "").id in refused)
+    decode = lru_cache(maxsize=1)(decode_audio)
+    return not any(_is_usable(each, decode) for each in shard.utterances if _quarantine(each, "").id in refused)
 
 
-def _is_usable(utterance: Utterance) -> bool:
+def _is_usable(utterance: Utterance, decode: Callable[[Path], tuple[np.ndarray, int]]) -> bool:
+    if utterance.audio.suffix.lower() in UNREADABLE:
+        return False
     try:
-        _row(utterance, decode_audio)
+        _row(utterance, decode)
     except InputError:
         return False
     return True

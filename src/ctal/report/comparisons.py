@@ -29,8 +29,8 @@ Verdict = Literal["confirmed", "contradicted", "undecided"]
 SECONDARY = {"emotion": "wa", "sentiment": "corr", "verification": "min_dcf"}
 """Task → the metric that stands beside the main one."""
 
-PAPER_PLANS = ("paper-claims", "paper-fusion", "paper-pretraining")
-"""Plans whose expectations are claims of the paper; those of any other are whoever's wrote it."""
+PAPER_PLANS = ("paper-claims", "paper-pretraining", "paper-fusion")
+"""Plans that come with ctal whose expectations are claims of the paper; those of any other are whoever's wrote it."""
 
 SAME = 1e-9
 """Differences that vary by less are equal but for rounding."""
