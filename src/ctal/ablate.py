@@ -367,9 +367,8 @@ def run_plan(
         results = _results(plan, out, pretraining_stores, stores, hashes, tokenizer)
         for result in results[: len(results) // plan.seeds]:
             result.check(corpora[result.run.task])
-        out.mkdir(parents=True, exist_ok=True)
-        mixed = {each.run.key: digest(each.variant, each.run.task, each.seed) for each in reversed(results)}
-        own = set(sorted(mixed, key=lambda key: mixed[key])[number - 1 :: parts])
+        mixed = sorted(results, key=lambda each: digest(each.variant, each.run.task, each.seed))
+        own = list(dict.fromkeys(each.run.key for each in mixed))[number - 1 :: parts]
         wanted, rows = [each for each in results if each.run.key in own], _Rows(file)
         rows.drop_outdated(plan, results, hashes)
 

@@ -278,6 +278,12 @@ def shared_speakers(corpus: Corpus, held: np.ndarray, trained: np.ndarray, are: 
     return f"; {shared} of its {len(speakers)} {are}" if shared else ""
 
 
+def without_speaker(corpus: Corpus, rows: np.ndarray) -> str:
+    """How many of the rows are by nobody who is named, in words; nothing where none is."""
+    unnamed = sum(not corpus.speakers[row] for row in rows)
+    return f"; {unnamed} of {len(rows)} utterances have no speaker, so voices may be shared" if unnamed else ""
+
+
 def hold_out(corpus: Corpus, share: float) -> Split:
     """Rows for training and for validation, which share no speaker unless the corpus has it so, which the rule says.
 
@@ -315,8 +321,8 @@ def hold_out(corpus: Corpus, share: float) -> Split:
     is_held = np.isin(owner_of, held)
     unit = "speakers" if by_speaker else "utterances"
     rule = f"{len(held)} {unit} held out, by a hash of their names"
-    if by_speaker and (unnamed := sum(not corpus.speakers[row] for row in usable)):
-        rule += f"; {unnamed} of {len(usable)} utterances have no speaker, so voices may be shared"
+    if by_speaker:
+        rule += without_speaker(corpus, usable)
     return Split(usable[~is_held], usable[is_held], rule)
 
 

@@ -278,9 +278,12 @@ def finetune(
         if ONE_TASKS_FIELDS.get(name, task) != task:
             raise InputError(f"--set {name}: changes {ONE_TASKS_FIELDS[name]} alone, not {task}; leave it out")
     size = size_of(start_from)
-    loss = fields.get("regression_loss", CtalConfig.from_pretrained(start_from).regression_loss)
-    if task == "sentiment" and fields.get("label_smoothing") and loss != "histogram":
-        raise InputError("--set label_smoothing: spreads a histogram's scores; --set regression_loss=histogram with it")
+    if task == "sentiment" and fields.get("label_smoothing"):
+        loss = fields.get("regression_loss", CtalConfig.from_pretrained(start_from).regression_loss)
+        if loss != "histogram":
+            raise InputError(
+                "--set label_smoothing: spreads a histogram's scores; --set regression_loss=histogram with it"
+            )
     head = HEAD_DEFAULTS.get(size, {}) | {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
     recipe = FINETUNING[size]
     config = make_config(FinetuneConfig, recipe, fields, {} if epochs is None else {"epochs": epochs})

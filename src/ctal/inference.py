@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ctal.audio import HOP_LENGTH, SAMPLING_RATE, FeatureType, checked_rate, load_audio, num_frames, resample
+from ctal.corpora import WITHOUT_RECORDING
 from ctal.corpora import folder as recordings_folder
 from ctal.corpora import manifest as recordings_manifest
 from ctal.errors import InputError, did_you_mean
@@ -742,7 +743,7 @@ def find_recordings(
     for path in paths:
         if path.is_dir():
             # The corpus also yields transcripts without a recording, as NAME.*; here nobody asked for those.
-            listed = (each for each in recordings_folder.prepare(path) if each.audio.suffix != ".*")
+            listed = (each for each in recordings_folder.prepare(path) if each.audio.suffix != WITHOUT_RECORDING)
             found.extend((each.audio, each.text) for each in listed)
         elif path.is_file() and path.suffix.lower() in recordings_manifest.SUFFIXES:
             found.extend((each.audio, each.text) for each in recordings_manifest.prepare(path))

@@ -780,7 +780,7 @@ class _CtalForTask(CtalPreTrainedModel):
                 `audio_pooling="prosody"` takes rates of words over.
         """
         packed = self.ctal.pack_inputs(input_ids, attention_mask, input_features, feature_attention_mask)
-        fused = self.head(self._pools(*packed, utterance_frames))
+        fused = self.head(self._pools(*packed, self._functionals(*packed, utterance_frames)))
         logits = self._logits(fused.vector, labels)
         output = CtalTaskOutput(logits=self._answers(logits), embeddings=fused.vector)
         if labels is not None:
@@ -803,14 +803,16 @@ class _CtalForTask(CtalPreTrainedModel):
         standardisation, prosody = self.head.standardisation, self.head.prosody
         if not self.head.has_constants:
             raise InputError("measure_pools: is for a model with standardise_pools=True or audio_pooling='prosody'")
-        pools, functionals = [], []
+        pools: list[Pools] = []
+        functionals: list[Tensor] = []
         for batch in batches:
             inputs = dict(batch)
             whole_B = inputs.pop("utterance_frames", None)
             packed = self.ctal.pack_inputs(**inputs)
-            pools.append(self._pools(*packed, whole_B))
-            if prosody is not None:
-                functionals.append(self._functionals(prosody, *packed, whole_B))
+            functionals_BP = self._functionals(*packed, whole_B)
+            pools.append(self._pools(*packed, functionals_BP))
+            if functionals_BP is not None:
+                functionals.append(functionals_BP)
         if prosody is not None:
             prosody.measure(functionals)
             heard = zip(pools, functionals, strict=True)
@@ -818,12 +820,10 @@ class _CtalForTask(CtalPreTrainedModel):
         if standardisation is not None:
             standardisation.measure(pools)
 
-    def _pools(self, text: Packed, frames: Packed | None, whole_B: Tensor | None = None) -> Pools:
+    def _pools(self, text: Packed, frames: Packed | None, functionals_BP: Tensor | None = None) -> Pools:
         if frames is None and not self.head.fusion.uses_text:
             raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
         text_layers, audio_layers = self.head.text_layers, self.head.audio_layers
-        prosody = self.head.prosody
-        functionals_BP = None if prosody is None else self._functionals(prosody, text, frames, whole_B)
         layers: list[Tensor] = []
         last = self.ctal.text_encoder(text, layers if text_layers is not None else None)
         text = last if text_layers is None else last.with_values(text_layers(layers))
@@ -835,9 +835,11 @@ class _CtalForTask(CtalPreTrainedModel):
         audio = stacked.with_values(states_ND if audio_layers is None else audio_layers(layers))
         return self.head.pools(text, audio, functionals_BP)
 
-    @staticmethod
-    def _functionals(prosody: Prosody, tokens: Packed, frames: Packed | None, whole_B: Tensor | None) -> Tensor:
-        """(B, P) of utterances whose frames end with their pitch."""
+    def _functionals(self, tokens: Packed, frames: Packed | None, whole_B: Tensor | None) -> Tensor | None:
+        """(B, P) of utterances whose frames end with their pitch; None for a head that hears no prosody."""
+        prosody = self.head.prosody
+        if prosody is None:
+            return None
         if frames is None:
             return torch.full((len(tokens.lengths.sizes), NUM_FUNCTIONALS), torch.nan, device=tokens.index.device)
         log_hertz_N, _, voicing_N = frames.values[:, -NUM_PITCH:].unbind(1)

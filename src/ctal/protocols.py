@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctal.batching import Corpus, digest, shared_speakers, voices_of
+from ctal.batching import Corpus, digest, shared_speakers, voices_of, without_speaker
 from ctal.errors import InputError, did_you_mean
 from ctal.trials import read_trial_list
 
@@ -134,10 +134,8 @@ class _Groups:
         self.owners, self.by_speaker = voices_of(corpus, rows)
         unit = "speakers" if self.by_speaker else "utterances"
         self.chosen_by_others = f"the epoch is chosen on other {unit} of the training part"
-        self.shared_voices = ""
-        if unnamed := sum(not name for name in names):
-            self.shared_voices = f"; {unnamed} of {len(names)} utterances have no speaker, so voices may be shared"
-        elif not self.by_speaker:
+        self.shared_voices = without_speaker(corpus, rows)
+        if not self.shared_voices and not self.by_speaker:
             self.shared_voices = "; all are by one speaker, who is in every part"
         self.names = names
         self.sessions = [corpus.labels[row].get("session") for row in rows]

@@ -57,6 +57,8 @@ holds in memory, what an interruption loses, and for LibriSpeech 960 h some 2,20
 MAPS = 4096
 """Shards that a store keeps open, of the some 65,000 files that Linux lets a process map."""
 
+_FINGERPRINT = b"ctal.fingerprint"
+
 _SHARDS_A_WORKER = 2
 """At least so many: a worker takes about a second to start (Python, Arrow, pandas, which Arrow imports), as long as
 it then takes for two shards of LibriSpeech."""
@@ -185,7 +187,9 @@ def prepare_store(
             tasks = [(shard, len(shard.utterances)) for shard in missing]
             write = partial(_write_shard, folder)
             write_in_processes(write, tasks, store, workers or usable_cores(), lambda done: report(kept + done, total))
-            quarantined = [entry for shard in shards for entry in _quarantine_of(folder / shard.name)] + duplicates
+            quarantined = [
+                entry for shard in shards for entry in _quarantine_in(_metadata(folder / shard.name))
+            ] + duplicates
             _check_usable(total - len(quarantined), quarantined, strict)
             counts = _write_index(store, shards)
             _write_quarantine(store, quarantined)
@@ -326,9 +330,10 @@ def _write_shard(folder: Path, shard: _Shard) -> None:
 def _is_current(path: Path, shard: _Shard) -> bool:
     """Whether a shard is written as planned, and what is in quarantine still belongs there: what made a recording
     unreadable, such as its rights or the disk it is on, may be mended without a trace in its size or time of change."""
-    if not is_whole(path, shard.fingerprint):
+    metadata = _metadata(path)
+    if metadata.get(_FINGERPRINT) != shard.fingerprint.encode():
         return False
-    refused = {entry.id for entry in _quarantine_of(path)}
+    refused = {entry.id for entry in _quarantine_in(metadata)}
     decode = lru_cache(maxsize=1)(decode_audio)
     return not any(_is_usable(each, decode) for each in shard.utterances if _quarantine(each, "").id in refused)
 
@@ -508,11 +513,15 @@ def _check_usable(usable: int, quarantined: list[Quarantined], strict: bool) -> 
 
 def is_whole(path: Path, fingerprint: str) -> bool:
     """Whether an Arrow file is complete (its footer is there) and has this fingerprint: made by the same plan."""
+    return _metadata(path).get(_FINGERPRINT) == fingerprint.encode()
+
+
+def _metadata(path: Path) -> Mapping[bytes, bytes]:
+    """Of an Arrow file; none of one that is not complete."""
     try:
-        metadata = open_arrow(path).schema.metadata or {}
+        return open_arrow(path).schema.metadata or {}
     except (OSError, pa.ArrowException):
-        return False
-    return metadata.get(b"ctal.fingerprint") == fingerprint.encode()
+        return {}
 
 
 def _is_finished(store: Path, plan: str) -> bool:
@@ -533,7 +542,7 @@ def write_arrow(
     path: Path, batch: pa.RecordBatch, *, fingerprint: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes an Arrow file that is whole once it is there; `is_whole` asks for its fingerprint."""
-    known = {**(metadata or {}), **({} if fingerprint is None else {"ctal.fingerprint": fingerprint})}
+    known = {**(metadata or {}), **({} if fingerprint is None else {_FINGERPRINT: fingerprint})}
     batch = batch.replace_schema_metadata(known)
     with file_aside(path, _MEND) as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
@@ -557,8 +566,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error}); delete the store and prepare it again") from None
 
 
-def _quarantine_of(shard: Path) -> list[Quarantined]:
-    metadata = open_arrow(shard).schema.metadata or {}
+def _quarantine_in(metadata: Mapping[bytes, bytes]) -> list[Quarantined]:
     return [Quarantined(**entry) for entry in json.loads(metadata[b"ctal.quarantine"])]
 
 
