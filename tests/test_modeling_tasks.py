@@ -267,7 +267,8 @@ def test_the_trainer_of_transformers_trains_and_evaluates(tmp_path: Path) -> Non
 
 def pools_of(model: Model, batch: Batch) -> Pools:
     """As they are, before they are standardised."""
-    return model._pools(*model.ctal.pack_inputs(**batch))
+    packed = model.ctal.pack_inputs(**batch)
+    return model._pools(*packed, model._functionals(*packed, None))
 
 
 def beyond_the_paper(model: Model) -> tuple[PoolStandardisation, WeightedLayerSum, WeightedLayerSum]:

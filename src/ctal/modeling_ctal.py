@@ -820,7 +820,7 @@ class _CtalForTask(CtalPreTrainedModel):
         if standardisation is not None:
             standardisation.measure(pools)
 
-    def _pools(self, text: Packed, frames: Packed | None, functionals_BP: Tensor | None = None) -> Pools:
+    def _pools(self, text: Packed, frames: Packed | None, functionals_BP: Tensor | None) -> Pools:
         if frames is None and not self.head.fusion.uses_text:
             raise InputError(f"fusion='{self.config.fusion}' needs a recording: give input_features")
         text_layers, audio_layers = self.head.text_layers, self.head.audio_layers
