@@ -5,6 +5,7 @@ Shape suffixes: N query positions and M key positions of all utterances of a bat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctal.dropout import draw_kept, scale_of_kept
-
-SHORT_ON_CPU = 512
-"""Keys of the longest utterance below which attention on a CPU is computed in fp32, whatever the precision."""
+from ctal.dropout import draw_kept, drop, scale_of_kept
 
 BLOCK = 2**21
-"""Attention weights that are computed at a time where they are dropped: 8 MB a tensor, of which there are few."""
+"""Attention weights in memory at a time where they are computed block by block: 4 or 8 MB a tensor, of which few."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def packed_attention(
 
     Variable-length flash attention on CUDA in half precision (which has no dropout and whose causal mask is a window
     that ends at the query), else utterance by utterance, which wastes nothing on padding: torch's scaled-dot-product
-    attention, or, with dropout on a CPU, for which torch has no fused kernel, `_DroppedAttention`.
+    attention, or `_BlockAttention`.
 
     Args:
         causal: Queries see keys up to their own position; needs the same lengths for both.
@@ -82,12 +80,11 @@ def packed_attention(
         )
         assert isinstance(attended, Tensor)
         return attended
-    # On a CPU, half-precision attention over few keys is slower than in fp32, its backward pass by a factor of 3 to 5;
-    # where weights are dropped, about half of the time goes into what is no matrix product.
-    if query_NHD.device.type == "cpu" and is_half and (key_lengths.longest < SHORT_ON_CPU or dropout > 0):
-        with torch.autocast("cpu", enabled=False):
-            fp32 = (query_NHD.float(), key_MHD.float(), value_MHD.float())
-            return _attend_one_by_one(*fp32, query_lengths, key_lengths, causal, dropout).to(query_NHD.dtype)
+    # On a CPU torch's fused kernel has no dropout, and in half precision is no faster than in fp32.
+    if query_NHD.device.type == "cpu" and (is_half or dropout > 0):
+        attended = _BlockAttention.apply(query_NHD, key_MHD, value_MHD, query_lengths, key_lengths, causal, dropout)
+        assert isinstance(attended, Tensor)
+        return attended
     return _attend_one_by_one(query_NHD, key_MHD, value_MHD, query_lengths, key_lengths, causal, dropout)
 
 
@@ -111,55 +108,118 @@ def _attend_one_by_one(
     for query, key, value in utterances:
         if len(query) == 0:
             continue
-        heads_first = (each.transpose(0, 1) for each in (query, key, value))
-        if dropout > 0 and query.device.type == "cpu":
-            states_HND = _DroppedAttention.apply(*heads_first, causal, dropout)
-            assert isinstance(states_HND, Tensor)
-        else:
-            batch = (each[None] for each in heads_first)
-            states_HND = F.scaled_dot_product_attention(*batch, is_causal=causal, dropout_p=dropout)[0]
+        batch = (each.transpose(0, 1)[None] for each in (query, key, value))
+        states_HND = F.scaled_dot_product_attention(*batch, is_causal=causal, dropout_p=dropout)[0]
         attended.append(states_HND.transpose(0, 1))
     return torch.cat(attended)
 
 
-class _DroppedAttention(torch.autograd.Function):
-    """Attention of one utterance with dropout of its weights, of which only a block is in memory at a time.
+class _BlockAttention(torch.autograd.Function):
+    """Attention on a CPU by matrix products, with a block of weights in memory at a time.
 
-    The backward pass computes a block's weights again and draws the same numbers again, from a seed that the forward
+    The backward pass computes a block's weights again, and draws what is dropped again from a seed that the forward
     pass has taken from torch's generator, so that memory grows with the length and not with its square.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query_HND: Tensor, key_HMD: Tensor, value_HMD: Tensor, causal: bool, dropout: float
+        ctx: Any,
+        query_NHD: Tensor,
+        key_MHD: Tensor,
+        value_MHD: Tensor,
+        query_lengths: Lengths,
+        key_lengths: Lengths,
+        causal: bool,
+        dropout: float,
     ) -> Tensor:
-        ctx.save_for_backward(query_HND, key_HMD, value_HMD)
-        ctx.causal, ctx.dropout = causal, dropout
-        ctx.seed = int(torch.randint(2**32, ()))  # all that a generator on the CPU takes of it
-        result_HND = torch.empty_like(query_HND)
+        ctx.save_for_backward(query_NHD, key_MHD, value_MHD)
+        ctx.lengths, ctx.causal, ctx.dropout = (query_lengths, key_lengths), causal, dropout
+        ctx.seed = int(torch.randint(2**32, ())) if dropout > 0 else 0  # all that a generator on the CPU takes of it
+        draws = _Draws(dropout, ctx.seed)
+        result_NHD = torch.empty_like(query_NHD, memory_format=torch.contiguous_format)
+        scratch = _Scratch(query_NHD)
         with torch.autocast("cpu", enabled=False):  # as the backward pass computes
-            scaled_HMD = value_HMD * scale_of_kept(dropout)
-            for block in _blocks(query_HND, key_HMD, causal, dropout, ctx.seed):
-                weights = block.weights.mul_(block.kept)
-                result_HND[block.heads, block.queries] = weights @ scaled_HMD[block.heads, block.keys]
-        return result_HND
+            for queries, keys in _utterances(*ctx.lengths):
+                query_HND = _heads_first(query_NHD[queries] * query_NHD.shape[-1] ** -0.5)
+                key_HMD = _heads_first(key_MHD[keys])
+                value_HMD = _heads_first(value_MHD[keys]).mul(draws.scale)
+                result_HND = torch.empty_like(query_HND)
+                for block in _blocks(query_HND, key_HMD, causal, draws, scratch):
+                    torch.bmm(block.kept_weights(), value_HMD[block.of_keys], out=result_HND[block.of_queries])
+                result_NHD[queries] = result_HND.transpose(0, 1)
+        return result_NHD
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        (gradient_HND,) = gradients
-        query_HND, key_HMD, value_HMD = ctx.saved_tensors
-        of_query, of_key, of_value = torch.empty_like(query_HND), torch.zeros_like(key_HMD), torch.zeros_like(value_HMD)
-        scaled_HMD = value_HMD * scale_of_kept(ctx.dropout)
-        for block in _blocks(query_HND, key_HMD, ctx.causal, ctx.dropout, ctx.seed):
-            queries, keys = (block.heads, block.queries), (block.heads, block.keys)
-            gradient = gradient_HND[queries]
-            of_value[keys] += (block.weights * block.kept).mT @ gradient
-            of_weights = (gradient @ scaled_HMD[keys].mT).mul_(block.kept)
-            of_scores = torch.ops.aten._softmax_backward_data(of_weights, block.weights, -1, block.weights.dtype)
-            of_query[queries] = of_scores @ key_HMD[keys]
-            of_key[keys] += of_scores.mT @ query_HND[queries]
-        scale = query_HND.shape[-1] ** -0.5
-        return of_query.mul_(scale), of_key.mul_(scale), of_value.mul_(scale_of_kept(ctx.dropout)), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_NHD,) = gradients
+        query_NHD, key_MHD, value_MHD = ctx.saved_tensors
+        scale = query_NHD.shape[-1] ** -0.5
+        of_query_NHD, of_key_MHD, of_value_MHD = (torch.empty_like(each) for each in ctx.saved_tensors)
+        draws = _Draws(ctx.dropout, ctx.seed)
+        scratch, scratch_of_gradient = _Scratch(query_NHD), _Scratch(query_NHD)
+        for queries, keys in _utterances(*ctx.lengths):
+            query_HND, key_HMD = _heads_first(query_NHD[queries] * scale), _heads_first(key_MHD[keys])
+            value_HMD, gradient_HND = (
+                _heads_first(value_MHD[keys]).mul(draws.scale),
+                _heads_first(gradient_NHD[queries]),
+            )
+            of_query_HND = torch.empty_like(query_HND)
+            # Sums over blocks, which half precision would round one by one.
+            sums = torch.promote_types(key_HMD.dtype, torch.float32)
+            of_key_HDM, of_value_HDM = (torch.zeros_like(key_HMD.mT, dtype=sums) for _ in range(2))
+            for block in _blocks(query_HND, key_HMD, ctx.causal, draws, scratch):
+                gradient, of_keys = gradient_HND[block.of_queries], (block.heads, slice(None), block.keys)
+                of_value_HDM[of_keys] += gradient.mT @ block.kept_weights()
+                of_weights = scratch_of_gradient.view(*block.weights.shape)
+                torch.bmm(gradient, value_HMD[block.of_keys].mT, out=of_weights)
+                if block.kept is not None:
+                    of_weights = drop(of_weights, block.kept)
+                of_scores = torch.ops.aten._softmax_backward_data.out(
+                    of_weights, block.weights, -1, of_weights.dtype, grad_input=of_weights
+                )
+                torch.bmm(of_scores, key_HMD[block.of_keys], out=of_query_HND[block.of_queries])
+                of_key_HDM[of_keys] += query_HND[block.of_queries].mT @ of_scores
+            of_query_NHD[queries] = of_query_HND.mul_(scale).transpose(0, 1)
+            of_key_MHD[keys] = of_key_HDM.permute(2, 0, 1)
+            of_value_MHD[keys] = of_value_HDM.mul_(draws.scale).permute(2, 0, 1)
+        return of_query_NHD, of_key_MHD, of_value_MHD, None, None, None, None
+
+
+def _heads_first(states_NHD: Tensor) -> Tensor:
+    return states_NHD.transpose(0, 1).contiguous()
+
+
+def _utterances(query_lengths: Lengths, key_lengths: Lengths) -> Iterator[tuple[slice, slice]]:
+    """Positions of the queries and of the keys of each."""
+    first_query = first_key = 0
+    for queries, keys in zip(query_lengths.sizes, key_lengths.sizes, strict=True):
+        yield slice(first_query, first_query + queries), slice(first_key, first_key + keys)
+        first_query, first_key = first_query + queries, first_key + keys
+
+
+class _Draws:
+    """Which weights are dropped: the same again from the same seed, for the same blocks in the same order."""
+
+    def __init__(self, dropout: float, seed: int) -> None:
+        self.dropout = dropout
+        self.scale = scale_of_kept(dropout)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def kept(self, shape: torch.Size) -> Tensor | None:
+        return draw_kept(shape, self.dropout, self.generator) if self.dropout > 0 else None
+
+
+class _Scratch:
+    """Memory for one block after another, since to get it anew costs as much as a matrix product."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.memory = like.new_empty(0)
+
+    def view(self, *shape: int) -> Tensor:
+        count = math.prod(shape)
+        if count > len(self.memory):
+            self.memory = self.memory.new_empty(count)
+        return self.memory[:count].view(shape)
 
 
 @dataclass(frozen=True)
@@ -170,27 +230,42 @@ class _Block:
     queries: slice
     keys: slice
     weights: Tensor
-    """(heads, queries, keys), before dropout."""
-    kept: Tensor
-    """Bool of the same shape."""
+    """(heads, queries, keys), before dropout; its memory is the next block's."""
+    kept: Tensor | None
+    """As `draw_kept` gives it, or None: all."""
+
+    @property
+    def of_queries(self) -> tuple[slice, slice]:
+        return self.heads, self.queries
+
+    @property
+    def of_keys(self) -> tuple[slice, slice]:
+        return self.heads, self.keys
+
+    def kept_weights(self) -> Tensor:
+        return self.weights if self.kept is None else drop(self.weights, self.kept)
 
 
-def _blocks(query_HND: Tensor, key_HMD: Tensor, causal: bool, dropout: float, seed: int) -> Iterator[_Block]:
-    """All weights of an utterance, in the same order and with the same draws whenever it is asked for them."""
-    generator = torch.Generator().manual_seed(seed)
-    heads, queries, width = query_HND.shape
+def _blocks(query_HND: Tensor, key_HMD: Tensor, causal: bool, draws: _Draws, scratch: _Scratch) -> Iterator[_Block]:
+    """All weights of an utterance whose queries are scaled already."""
+    heads, queries, _ = query_HND.shape
     keys = key_HMD.shape[1]
-    heads_a_block = max(1, min(heads, BLOCK // (queries * keys)))
-    queries_a_block = max(1, min(queries, BLOCK // keys))
+    # In four parts where few see all keys, so that little is computed of what none sees.
+    queries_a_block = max(1, min(-(-queries // 4) if causal else queries, BLOCK // keys))
+    heads_a_block = max(1, min(heads, BLOCK // (queries_a_block * keys)))
     for head in range(0, heads, heads_a_block):
+        of_heads = slice(head, min(head + heads_a_block, heads))
         for first in range(0, queries, queries_a_block):
             end = min(first + queries_a_block, queries)
-            of_heads, seen = slice(head, head + heads_a_block), slice(0, end if causal else keys)
-            scores = (query_HND[of_heads, first:end] * width**-0.5) @ key_HMD[of_heads, seen].mT
+            seen = slice(0, end if causal else keys)
+            query, key = query_HND[of_heads, first:end], key_HMD[of_heads, seen]
+            weights = scratch.view(len(query), query.shape[1], key.shape[1])
+            torch.bmm(query, key.mT, out=weights)
             if causal:
-                scores.masked_fill_(torch.ones(scores.shape[1:], dtype=torch.bool).triu_(1 + first), -torch.inf)
-            weights = scores.softmax(-1)
-            yield _Block(of_heads, slice(first, end), seen, weights, draw_kept(weights.shape, dropout, generator))
+                later = torch.ones(end - first, end - first, dtype=torch.bool).triu_(1)
+                weights[..., first:].masked_fill_(later, -torch.inf)
+            torch.softmax(weights, -1, out=weights)
+            yield _Block(of_heads, slice(first, end), seen, weights, draws.kept(weights.shape))
 
 
 @torch.compiler.disable()  # likewise

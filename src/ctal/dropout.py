@@ -30,28 +30,39 @@ class Dropout(nn.Dropout):
 class _CpuDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, p: float) -> Tensor:
-        keep = draw_kept(input.shape, p)
-        ctx.save_for_backward(keep)
+        kept = draw_kept(input.shape, p)
+        ctx.save_for_backward(kept)
         ctx.scale = scale_of_kept(p)
-        return input.mul(keep).mul_(ctx.scale)
+        return drop(input, kept).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return gradients[0].mul(keep).mul_(ctx.scale), None
+        (kept,) = ctx.saved_tensors
+        return drop(gradients[0], kept).mul_(ctx.scale), None
 
 
 def draw_kept(shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Bool of `shape` on the CPU, each element False with probability `p`, to the nearest multiple of 2⁻¹⁶ below 1."""
+    """int8 of `shape` on the CPU, each 0 with probability `p`, to the nearest multiple of 2⁻¹⁶ below 1, else 1."""
     count = shape.numel()
     # The lower bound alone asks for all 64 bits.
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    return (bits.view(torch.int16)[:count] >= _dropped_levels(p) - _LEVELS // 2).view(shape)
+    # torch compares into bool, and multiplies by it, at a fraction of the speed.
+    kept = torch.empty(shape, dtype=torch.int8)
+    torch.ge(bits.view(torch.int16)[:count], _dropped_levels(p) - _LEVELS // 2, out=kept.view(-1))
+    return kept
 
 
 def scale_of_kept(p: float) -> float:
     """By what the elements that `draw_kept` keeps are multiplied, so that means stay."""
     return _LEVELS / (_LEVELS - _dropped_levels(p))
+
+
+def drop(values: Tensor, kept: Tensor) -> Tensor:
+    """`values`, and 0 where `kept`, as `draw_kept` gives it, is 0."""
+    if values.dtype not in (torch.float16, torch.bfloat16):
+        return values * kept
+    # All bits or none, since torch converts one by one where half precision meets another type.
+    return (values.view(torch.int16) & kept.to(torch.int16).neg_()).view(values.dtype)
 
 
 def _dropped_levels(p: float) -> int:
