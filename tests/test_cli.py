@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 import zipfile
@@ -323,6 +324,22 @@ def test_waiting_threads_give_up_their_cores_unless_told_otherwise(variables: di
     variables = {**known, **variables, "OMP_DISPLAY_ENV": "verbose"}
     shown = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back as soon as it is freed")
+@pytest.mark.parametrize(
+    ("variables", "kept"), [({}, True), ({"MALLOC_MMAP_MAX_": "9"}, False), ({"GLIBC_TUNABLES": "glibc.malloc"}, False)]
+)
+def test_memory_that_is_freed_is_kept_for_what_comes_next_unless_told_otherwise(
+    variables: dict[str, str], kept: bool
+) -> None:
+    code = "from ctal import cli; cli.app = lambda: (bytes(1) * 200_000_000) and None; import psutil\n"
+    code += "try: cli.main()\nfinally: print(psutil.Process().memory_info().rss)"
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=known | variables, capture_output=True, text=True, check=True
+    )
+    assert (int(shown.stdout) > 200_000_000) is kept
 
 
 def test_help_waits_for_nothing_heavy() -> None:

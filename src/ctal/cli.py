@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from ctal.corpora import all_in, corpus_names, get_corpus
 from ctal.errors import CtalWarning, InputError, did_you_mean
-from ctal.processes import share_cores
+from ctal.processes import keep_freed_memory, share_cores
 
 if TYPE_CHECKING:
     from ctal.console import TrainingProgress
@@ -47,6 +47,7 @@ SettingsOption = Annotated[
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 2 wrong usage or input, 1 a fault of ours, 143 by SIGTERM, 130 by Ctrl-C."""
     share_cores(os.environ)
+    keep_freed_memory(os.environ)
     warnings.formatwarning = _format_warning
     try:
         app()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -62,6 +63,26 @@ def share_cores(variables: MutableMapping[str, str]) -> None:
     """
     if "OMP_WAIT_POLICY" not in variables:
         variables.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""glibc's names of how much may be free at the end of the heap, and of how many blocks may lie outside it: what is
+beyond, or freed out there, goes back to the system."""
+
+
+def keep_freed_memory(variables: Mapping[str, str]) -> None:
+    """Has the C library keep what is freed, where `variables`, the environment, do not say what it shall do.
+
+    By itself glibc gives large tensors back to the system, which hands out every page of the next ones anew: in a step
+    of `base` an eighth of the time, and about a twentieth less memory. Other C libraries are left alone.
+    """
+    chosen = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+    if any(name in variables for name in chosen) or "glibc.malloc" in variables.get("GLIBC_TUNABLES", ""):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_MMAP_MAX, 0)
 
 
 _STOPPED = "stopped by {}; run the same command again to go on"
@@ -123,6 +144,7 @@ def nth_device(number: int, devices: int, chosen: str | None) -> str:
 
 def _start_worker(numbers: SimpleQueue[int], devices: int, threads: int) -> None:
     follow_parent()
+    keep_freed_memory(os.environ)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if devices:
         # Read when CUDA is first used, which has not happened yet in a spawned process.
