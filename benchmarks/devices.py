@@ -39,6 +39,7 @@ from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProce
 from ctal.batching import Corpus, Microbatch, StepPlan, deal
 from ctal.costs import FRAMES_A_SECOND
 from ctal.pretrain import PretrainingObjective, load_tokenizer
+from ctal.processes import keep_freed_memory
 from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
 from ctal.store import Store
 from ctal.training import Metrics, Silence, train
@@ -95,6 +96,7 @@ def _train_in_rounds(
     """A process of a training; `place` are the variables by which it finds the others."""
     # Accelerate takes a number of threads of its own choice where this variable does not stand.
     os.environ.update({**place, "OMP_NUM_THREADS": str(threads)})
+    keep_freed_memory({})
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
     model = CtalForPreTraining(CtalConfig.of_size(size, hidden_dropout_prob=0, attention_probs_dropout_prob=0))
@@ -301,6 +303,7 @@ def train_and_watch(
 ) -> dict[int, tuple[float, float]]:
     """Resident megabytes of this process, which trains, and of its workers, after each of the `wanted` steps."""
     os.environ.update(_WITHOUT_GPU)
+    keep_freed_memory({})
     torch.set_num_threads(1)
     disable_progress_bar()
     memory = _Memory(wanted)

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -76,20 +76,15 @@ def significant(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def alternate(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, once: Collection[str] = ()
-) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, of those in `once` in the last alone.
-
-    A contender that returns a float has timed itself.
+def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contender in every round; one that returns a float has timed itself.
 
     Every other round goes backwards, so that neither a machine that slows down nor a neighbour in the order favours
     anyone.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
-        names = [name for name in contenders if name not in once or number == rounds - 1]
-        for name in names if number % 2 == 0 else reversed(names):
+        for name in contenders if number % 2 == 0 else reversed(list(contenders)):
             gc.collect()
             began = time.perf_counter()
             own = contenders[name]()
@@ -99,7 +94,7 @@ def alternate(
 
 
 def times_faster(baseline: Sequence[float], contender: Sequence[float]) -> Spread:
-    """Ratios of the seconds of the same rounds; who has fewer of them took part in the last ones."""
+    """Ratios of the seconds of the same rounds; who has fewer of them is compared with the last ones."""
     rounds = min(len(baseline), len(contender))
     return Spread.of(slow / quick for slow, quick in zip(baseline[-rounds:], contender[-rounds:], strict=True))
 

@@ -1,16 +1,19 @@
 """A step of pre-training: forward, backward, clipping and AdamW, ours beside the authors' recipe.
 
-All rows of one size train the same weights in one process (`Trainers`), so that only one contender's activations are in
-memory at a time and each finds the allocator as training leaves it. Peak memory is measured in a fresh process each.
+Rows of one kind (ours or not, freed memory kept or not) train the same weights in one process, which keeps them and
+takes a step when it is told to, so that each finds the allocator as its own training leaves it. Peak memory is measured
+in a fresh process each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,7 @@ from benchmarks.harness import (
     Table,
     alternate,
     available_memory,
+    fresh_processes,
     is_timed,
     measure_limits,
     peak_memory,
@@ -39,6 +43,7 @@ from ctal.costs import Positions, pretraining_operations
 from ctal.masking import IGNORED
 from ctal.modeling_ctal import stack_mask
 from ctal.precision import autocast
+from ctal.processes import keep_freed_memory
 from ctal.recipes import PretrainConfig, make_config
 from ctal.training import parameter_groups
 
@@ -78,8 +83,15 @@ class Row:
     """Of ours."""
     has_memory: bool = True
     """Whether its peak memory is measured."""
+    keeps_memory: bool | None = None
+    """Whether memory that is freed is kept (`keep_freed_memory`); None: as a user has it, with ours alone."""
     once: bool = False
-    """Timed in the last round alone: it takes longest, and is far from the others."""
+    """Timed after the others alone, when their processes have ended: it takes longest, or most memory."""
+
+    @property
+    def process(self) -> tuple[bool, bool]:
+        """Whether it is ours, and keeps freed memory: rows for which both are alike share a process."""
+        return self.ours, self.ours if self.keeps_memory is None else self.keeps_memory
 
     def scaled(self, scale: float) -> Row:
         """The same with utterances of other lengths."""
@@ -114,12 +126,20 @@ FAIREST = Row(
     seconds=NEIGHBOURING_SECONDS,
     attention="sdpa",
 )
+_KEEPING = ", keeping freed memory as ours does"
+AUTHORS_KEEPING = replace(AUTHORS, name=AUTHORS.name + _KEEPING, keeps_memory=True, once=True)
+FAIREST_KEEPING = replace(FAIREST, name=FAIREST.name + _KEEPING, keeps_memory=True, once=True)
 OURS = Row("ours, fp32", ours=True)
 OURS_CAUSAL = Row("ours, fp32, causal as the authors' model", ours=True, causal=True)
 OURS_BF16 = Row("ours, bf16", ours=True, precision="bf16")
 OURS_DROPOUT = Row("ours, fp32, attention dropout 0.1", ours=True, attention_dropout=0.1)
 OURS_BF16_DROPOUT = Row("ours, bf16, attention dropout 0.1", ours=True, attention_dropout=0.1, precision="bf16")
+_GIVING_BACK = ", giving freed memory back as theirs does"
+OURS_GIVING_BACK = replace(OURS, name=OURS.name + _GIVING_BACK, keeps_memory=False)
+OURS_BF16_GIVING_BACK = replace(OURS_BF16, name=OURS_BF16.name + _GIVING_BACK, keeps_memory=False)
 ROWS = (AUTHORS, AUTHORS_RANDOM, FAIREST, OURS, OURS_BF16, OURS_DROPOUT, OURS_BF16_DROPOUT)
+ALLOCATORS = (AUTHORS_KEEPING, FAIREST_KEEPING, OURS_GIVING_BACK, OURS_BF16_GIVING_BACK)
+"""The same with the other one's way to deal with freed memory."""
 STACKED = tuple(
     Row(f"ours, fp32, {stack} frames joined: not the same maths", ours=True, frame_stack=stack) for stack in (2, 4)
 )
@@ -195,9 +215,46 @@ class Trainers:
 
 def train_once(row: Row, size: str) -> None:
     """A step in a process of its own; a short one goes before, since the optimiser has no moments before it."""
+    if row.process[1]:
+        keep_freed_memory({})
     trainers = Trainers(size)
     trainers.prepare(row)
     trainers.step(row, trainers.batch(row))
+
+
+class Contenders:
+    """Rows of one `process` in a process of their own, which takes a step of one of them when it is told to."""
+
+    def __init__(self, size: str, rows: Sequence[Row]) -> None:
+        self._pool = ProcessPoolExecutor(1, fresh_processes(), self._prepare, (size, rows))
+
+    def __enter__(self) -> Contenders:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def step(self, row: Row) -> Parts:
+        return self._pool.submit(self._step, row).result()
+
+    _trainers: ClassVar[Trainers]
+    """In the process."""
+
+    @classmethod
+    def _prepare(cls, size: str, rows: Sequence[Row]) -> None:
+        cls._trainers = Trainers(size)
+        _, keeps_memory = rows[0].process
+        if keeps_memory:
+            keep_freed_memory({})
+        for row in rows:
+            cls._trainers.prepare(row)
+            if keeps_memory:  # which has to be had once
+                cls._trainers.step(row, cls._trainers.batch(row))
+
+    @classmethod
+    def _step(cls, row: Row) -> Parts:
+        cls._trainers.step(row, cls._trainers.batch(row))
+        return cls._trainers.parts[row][-1]
 
 
 # Work -------------------------------------------------------------------------------------------------------------
@@ -247,7 +304,9 @@ def check_equality(size: str, device: torch.device = CPU) -> list[Check]:
     return checks
 
 
-def measure(size: str, rows: Sequence[Row], rounds: int) -> tuple[dict[Row, list[float]], dict[Row, float], Trainers]:
+def measure(
+    size: str, rows: Sequence[Row], rounds: int
+) -> tuple[dict[Row, list[float]], dict[Row, float], dict[Row, list[Parts]]]:
     """Seconds of every row in every round, peak memory in GB of every row, and where the time went.
 
     A row for which memory does not suffice has no seconds.
@@ -255,17 +314,27 @@ def measure(size: str, rows: Sequence[Row], rounds: int) -> tuple[dict[Row, list
     memory = {row: peak_memory(train_once, row, size) for row in rows if row.has_memory}
     for row, peak in memory.items():
         say(f"  {size}, {row.name}: {peak:.2f} GB")
-    trainers = Trainers(size)
-    for row in rows:
-        trainers.prepare(row)
     available = available_memory()
-    contenders = {
-        row.name: partial(trainers.step, row, trainers.batch(row))
-        for row in rows
-        if not memory.get(row, 0) > available  # what is not known is tried
-    }
-    seconds = alternate(contenders, rounds, [row.name for row in rows if row.once])
-    return {row: seconds[row.name] for row in rows if row.name in seconds}, memory, trainers
+    timed = [row for row in rows if not memory.get(row, 0) > available]  # what is not known is tried
+    parts: dict[Row, list[Parts]] = {row: [] for row in timed}
+
+    def step(process: Contenders, row: Row) -> float:
+        parts[row].append(process.step(row))
+        return sum(parts[row][-1])
+
+    with ExitStack() as running:
+        contenders = {}
+        for kind in dict.fromkeys(row.process for row in timed):
+            alike = [row for row in timed if row.process == kind and not row.once]
+            if alike:
+                process = running.enter_context(Contenders(size, alike))
+                contenders |= {row.name: partial(step, process, row) for row in alike}
+        alternate({row.name: contenders[row.name] for row in timed if not row.once}, rounds)
+    for row in timed:
+        if row.once:
+            with Contenders(size, [row]) as process:
+                say(f"  at last: {row.name}: {step(process, row):.3g} s")
+    return {row: [sum(each) for each in parts[row]] for row in timed}, memory, parts
 
 
 def step_table(
@@ -341,30 +410,31 @@ def main(quick: bool) -> Report:
 
     total = f"{sum(scale * each for each in MIXED_SECONDS):.1f} s"
     six, one = f"six utterances, {total} in all", f"one utterance of {long:g} s"
+    measured = (AUTHORS, FAIREST, AUTHORS_KEEPING, OURS, OURS_BF16, OURS_GIVING_BACK, OURS_BF16_GIVING_BACK)
     plans: list[tuple[str, str, list[Row], int]] = (
         [("nano", six, _with_memory(ROWS, (AUTHORS, OURS)), 2)]
         if quick
         else [
-            ("base", six, _with_memory(ROWS, (AUTHORS, FAIREST, OURS, OURS_BF16, OURS_DROPOUT)), 3),
-            ("base", one, [replace(AUTHORS, once=True), OURS, OURS_BF16], 2),
-            ("mini", six, _with_memory([*ROWS, OURS_CAUSAL, *STACKED], (AUTHORS, OURS, OURS_BF16)), 3),
+            ("base", six, _with_memory([*ROWS, *ALLOCATORS], measured), 3),
+            ("base", one, [AUTHORS, OURS, OURS_BF16], 2),
+            ("mini", six, _with_memory([*ROWS, *ALLOCATORS, OURS_CAUSAL, *STACKED], (AUTHORS, OURS, OURS_BF16)), 3),
         ]
     )
     say("equality with the baseline")
     for size in dict.fromkeys(size for size, *_ in plans):
         report.checks += check_equality(size)
     limits = measure_limits(quick)
-    measured = []
+    results = []
     for size, what, rows, rounds in plans:
         say(f"{size}, {what}")
         rows = [row for row in rows if is_timed(row.precision, quick)]
         rows = alone(rows) if what == one else [row.scaled(scale) for row in rows]
-        measured.append((size, what, rows, *measure(size, rows, rounds)))
+        results.append((size, what, rows, *measure(size, rows, rounds)))
     limits = limits.better(measure_limits(quick))
-    for size, what, rows, seconds, memory, trainers in measured:
+    for size, what, rows, seconds, memory, parts in results:
         caption = f"Pre-training step, `{size}`, {what}"
         report.tables.append(step_table(caption, size, rows, seconds, memory, limits))
-        report.tables.append(parts_table(size, [row for row in rows if row.ours], trainers.parts))
+        report.tables.append(parts_table(size, [row for row in rows if row.ours], parts))
         report.measured[f"{size}, {what}"] = {
             row.name: {"seconds": seconds.get(row), "memory_gb": memory.get(row)} for row in rows
         }
@@ -374,7 +444,7 @@ def main(quick: bool) -> Report:
         "of peak: the model's operations (every layer and head on every position, no padding) a second, as a share of "
         "the matrix-product peak of that precision; done: likewise, of those that ours does, since it skips what no "
         "loss needs",
-        "medians of the rounds, least and most in brackets, or the last round alone where there are none; memory is "
-        "that of a whole process, libraries included",
+        "medians of the rounds, least and most in brackets, or one step after the others where there are none; memory "
+        "is that of a whole process, libraries included",
     ]
     return report

@@ -149,12 +149,12 @@ def time_steps(points: Sequence[Point], rounds: int, quick: bool) -> list[Timed]
     timed = []
     for size, group in groupby(points, key=lambda point: point.size):
         rows = {each.row(precision): each for each in group for precision in precisions}
-        _, _, trainers = measure(size, list(rows), rounds)
+        _, _, parts = measure(size, list(rows), rounds)
         for row, point in rows.items():
             config = row.config(size)
             operations = pretraining_operations(config, positions_of(config, masked_batch(row.seconds, config)))
             weights = count_weights(config)
-            timed.append(Timed(point, row.name, row.precision, operations, weights, trainers.parts[row]))
+            timed.append(Timed(point, row.name, row.precision, operations, weights, parts[row]))
     return timed
 
 

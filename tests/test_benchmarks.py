@@ -48,16 +48,20 @@ from benchmarks.harness import (
 )
 from benchmarks.inference import authors_embeddings, made_up_features, our_embeddings
 from benchmarks.pretraining_step import (
+    ALLOCATORS,
     AUTHORS,
+    AUTHORS_KEEPING,
     GRADIENT_LIMIT,
     LOSS_LIMIT,
     OURS,
     OURS_CAUSAL,
     OURS_DROPOUT,
+    OURS_GIVING_BACK,
     ROWS,
     Parts,
     Row,
     Trainers,
+    measure,
     operations,
     step_table,
 )
@@ -219,7 +223,7 @@ def test_rows_train_the_same_weights_and_differ_in_how() -> None:
 
 def test_all_rows_hear_as_many_seconds_of_librispeechs_lengths() -> None:
     assert len(MIXED_SECONDS) == len(NEIGHBOURING_SECONDS) == 6
-    assert {round(sum(row.seconds), 6) for row in ROWS} == {73.8}
+    assert {round(sum(row.seconds), 6) for row in (*ROWS, *ALLOCATORS)} == {73.8}
     made_up = librispeech_like_seconds(2000)
     assert min(made_up) >= 2
     assert max(made_up) <= 17
@@ -356,11 +360,18 @@ def test_rounds_alternate_and_every_other_one_goes_backwards() -> None:
 
 
 def test_who_is_timed_once_is_compared_with_the_last_round() -> None:
-    own = iter([1.0, 2.0, 6.0])
-    seconds = alternate({"all": lambda: next(own), "slow": lambda: 12.0}, 3, once=["slow"])
-    assert seconds == {"all": [1.0, 2.0, 6.0], "slow": [12.0]}
-    assert times_faster(seconds["all"], seconds["slow"]) == Spread(0.5, 0.5, 0.5)
-    assert times_faster(seconds["slow"], seconds["all"]) == Spread(2, 2, 2)
+    assert times_faster([1.0, 2.0, 6.0], [12.0]) == Spread(0.5, 0.5, 0.5)
+    assert times_faster([12.0], [1.0, 2.0, 6.0]) == Spread(2, 2, 2)
+
+
+def test_rows_take_steps_in_processes_of_their_kind_and_those_timed_once_after_the_others() -> None:
+    rows = [row.scaled(0.05) for row in (AUTHORS_KEEPING, OURS, OURS_DROPOUT, OURS_GIVING_BACK)]
+    rows = [replace(row, has_memory=False) for row in rows]
+    assert [row.process for row in rows] == [(False, True), (True, True), (True, True), (True, False)]
+    seconds, memory, parts = measure("nano", rows, rounds=2)
+    assert [len(seconds[row]) for row in rows] == [1, 2, 2, 2]
+    assert seconds == {row: [sum(each) for each in parts[row]] for row in rows}
+    assert not memory
 
 
 def test_a_ratio_compares_the_same_rounds() -> None:
