@@ -28,6 +28,7 @@ from benchmarks.harness import describe_machine, in_fresh_process, publish, say
 
 BENCHMARKS = {
     "pretraining_step": pretraining_step.main,
+    "allocators": pretraining_step.allocators,
     "operators": operators.main,
     "inference": inference.main,
     "features": features.main,
@@ -41,14 +42,14 @@ BENCHMARKS = {
     "many_steps": devices.many_steps,
     "gpu": gpu.main,
 }
-_BY_NAME_ALONE = ("sharing", "many_steps")
+_BY_NAME_ALONE = ("allocators", "sharing", "many_steps")
 """They take minutes each."""
 
 
 def main() -> int:
     """Exit code 1 where a check is not met (equal results, memory that stays), else 0, whatever the times."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = f"of {', '.join(BENCHMARKS)}; default: all that this machine can, but for {' and '.join(_BY_NAME_ALONE)}"
+    known = f"of {', '.join(BENCHMARKS)}; default: all that this machine can, but for {', '.join(_BY_NAME_ALONE)}"
     parser.add_argument("names", nargs="*", metavar="NAMES", help=known)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: for the equality checks, not for the times")
     parser.add_argument("--audio", type=Path, help="a folder of recordings for `inference`; default: made-up ones")

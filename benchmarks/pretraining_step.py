@@ -1,8 +1,7 @@
 """A step of pre-training: forward, backward, clipping and AdamW, ours beside the authors' recipe.
 
-Rows of one kind (ours or not, freed memory kept or not) train the same weights in one process, which keeps them and
-takes a step when it is told to, so that each finds the allocator as its own training leaves it. Peak memory is measured
-in a fresh process each.
+Rows of one kind train the same weights in one process, which takes a step when it is told to, so that each finds the
+allocator as its own training leaves it. Peak memory is measured in a fresh process each.
 """
 
 from __future__ import annotations
@@ -89,9 +88,13 @@ class Row:
     """Timed after the others alone, when their processes have ended: it takes longest, or most memory."""
 
     @property
-    def process(self) -> tuple[bool, bool]:
-        """Whether it is ours, and keeps freed memory: rows for which both are alike share a process."""
-        return self.ours, self.ours if self.keeps_memory is None else self.keeps_memory
+    def keeps(self) -> bool:
+        return self.ours if self.keeps_memory is None else self.keeps_memory
+
+    @property
+    def process(self) -> tuple[object, ...]:
+        """Rows that are alike in this share a process."""
+        return self.ours, self.attention, self.keeps
 
     def scaled(self, scale: float) -> Row:
         """The same with utterances of other lengths."""
@@ -138,8 +141,10 @@ _GIVING_BACK = ", giving freed memory back as theirs does"
 OURS_GIVING_BACK = replace(OURS, name=OURS.name + _GIVING_BACK, keeps_memory=False)
 OURS_BF16_GIVING_BACK = replace(OURS_BF16, name=OURS_BF16.name + _GIVING_BACK, keeps_memory=False)
 ROWS = (AUTHORS, AUTHORS_RANDOM, FAIREST, OURS, OURS_BF16, OURS_DROPOUT, OURS_BF16_DROPOUT)
-ALLOCATORS = (AUTHORS_KEEPING, FAIREST_KEEPING, OURS_GIVING_BACK, OURS_BF16_GIVING_BACK)
-"""The same with the other one's way to deal with freed memory."""
+ALLOCATORS = (
+    *(AUTHORS, AUTHORS_KEEPING, FAIREST, FAIREST_KEEPING),
+    *(OURS, OURS_GIVING_BACK, OURS_BF16, OURS_BF16_GIVING_BACK),
+)
 STACKED = tuple(
     Row(f"ours, fp32, {stack} frames joined: not the same maths", ours=True, frame_stack=stack) for stack in (2, 4)
 )
@@ -215,7 +220,7 @@ class Trainers:
 
 def train_once(row: Row, size: str) -> None:
     """A step in a process of its own; a short one goes before, since the optimiser has no moments before it."""
-    if row.process[1]:
+    if row.keeps:
         keep_freed_memory({})
     trainers = Trainers(size)
     trainers.prepare(row)
@@ -223,7 +228,7 @@ def train_once(row: Row, size: str) -> None:
 
 
 class Contenders:
-    """Rows of one `process` in a process of their own, which takes a step of one of them when it is told to."""
+    """Rows that share a `process`, which takes a step of one of them when it is told to."""
 
     def __init__(self, size: str, rows: Sequence[Row]) -> None:
         self._pool = ProcessPoolExecutor(1, fresh_processes(), self._prepare, (size, rows))
@@ -243,12 +248,11 @@ class Contenders:
     @classmethod
     def _prepare(cls, size: str, rows: Sequence[Row]) -> None:
         cls._trainers = Trainers(size)
-        _, keeps_memory = rows[0].process
-        if keeps_memory:
+        if rows[0].keeps:
             keep_freed_memory({})
         for row in rows:
             cls._trainers.prepare(row)
-            if keeps_memory:  # which has to be had once
+            if row.keeps:  # memory, which has to be had once
                 cls._trainers.step(row, cls._trainers.batch(row))
 
     @classmethod
@@ -401,43 +405,54 @@ def _with_memory(rows: Sequence[Row], measured: Sequence[Row]) -> list[Row]:
 
 def main(quick: bool) -> Report:
     """Sizes base and mini, six utterances and one long one; `quick`: nano, shorter ones."""
-    report = Report("pretraining_step")
-    scale = 0.1 if quick else 1.0
-    long = 37.5 * scale
-
-    def alone(rows: Sequence[Row]) -> list[Row]:
-        return [replace(row, seconds=(long,), has_memory=False) for row in rows]
-
-    total = f"{sum(scale * each for each in MIXED_SECONDS):.1f} s"
-    six, one = f"six utterances, {total} in all", f"one utterance of {long:g} s"
-    measured = (AUTHORS, FAIREST, AUTHORS_KEEPING, OURS, OURS_BF16, OURS_GIVING_BACK, OURS_BF16_GIVING_BACK)
-    plans: list[tuple[str, str, list[Row], int]] = (
-        [("nano", six, _with_memory(ROWS, (AUTHORS, OURS)), 2)]
+    one = [replace(row, seconds=(37.5,), has_memory=False) for row in (replace(AUTHORS, once=True), OURS, OURS_BF16)]
+    plans = (
+        [_Plan("nano", _with_memory(ROWS, (AUTHORS, OURS)), 2)]
         if quick
         else [
-            ("base", six, _with_memory([*ROWS, *ALLOCATORS], measured), 3),
-            ("base", one, [AUTHORS, OURS, OURS_BF16], 2),
-            ("mini", six, _with_memory([*ROWS, *ALLOCATORS, OURS_CAUSAL, *STACKED], (AUTHORS, OURS, OURS_BF16)), 3),
+            _Plan("base", _with_memory(ROWS, (AUTHORS, OURS, OURS_BF16)), 3),
+            _Plan("base", one, 2),
+            _Plan("mini", _with_memory([*ROWS, OURS_CAUSAL, *STACKED], (AUTHORS, OURS, OURS_BF16)), 3),
         ]
     )
+    report = Report("pretraining_step")
     say("equality with the baseline")
-    for size in dict.fromkeys(size for size, *_ in plans):
+    for size in dict.fromkeys(plan.size for plan in plans):
         report.checks += check_equality(size)
+    return _measure_plans(report, plans, quick)
+
+
+def allocators(quick: bool) -> Report:
+    """Size base, each contender with its own way to deal with freed memory and with the other's; `quick`: nano."""
+    plan = _Plan("nano", list(ALLOCATORS), 1) if quick else _Plan("base", list(ALLOCATORS), 2)
+    return _measure_plans(Report("allocators"), [plan], quick)
+
+
+class _Plan(NamedTuple):
+    """What stands in one table."""
+
+    size: str
+    rows: Sequence[Row]
+    rounds: int
+
+
+def _measure_plans(report: Report, plans: Sequence[_Plan], quick: bool) -> Report:
+    """The report with their tables; `quick`: on a tenth of the audio."""
     limits = measure_limits(quick)
     results = []
-    for size, what, rows, rounds in plans:
-        say(f"{size}, {what}")
-        rows = [row for row in rows if is_timed(row.precision, quick)]
-        rows = alone(rows) if what == one else [row.scaled(scale) for row in rows]
+    for size, rows, rounds in plans:
+        rows = [row.scaled(0.1 if quick else 1.0) for row in rows if is_timed(row.precision, quick)]
+        lengths = rows[0].seconds
+        utterances = f"{len(lengths)} utterances" if len(lengths) > 1 else "one utterance"
+        what = f"`{size}`, {utterances}, {sum(lengths):.1f} s in all"
+        say(what)
         results.append((size, what, rows, *measure(size, rows, rounds)))
     limits = limits.better(measure_limits(quick))
     for size, what, rows, seconds, memory, parts in results:
-        caption = f"Pre-training step, `{size}`, {what}"
+        caption = f"Pre-training step, {what}"
         report.tables.append(step_table(caption, size, rows, seconds, memory, limits))
         report.tables.append(parts_table(size, [row for row in rows if row.ours], parts))
-        report.measured[f"{size}, {what}"] = {
-            row.name: {"seconds": seconds.get(row), "memory_gb": memory.get(row)} for row in rows
-        }
+        report.measured[what] = {row.name: {"seconds": seconds.get(row), "memory_gb": memory.get(row)} for row in rows}
     report.measured["limits"] = limits._asdict()
     report.notes += [
         f"the machine's own limits in the same run: {limits}",

@@ -367,7 +367,7 @@ def test_who_is_timed_once_is_compared_with_the_last_round() -> None:
 def test_rows_take_steps_in_processes_of_their_kind_and_those_timed_once_after_the_others() -> None:
     rows = [row.scaled(0.05) for row in (AUTHORS_KEEPING, OURS, OURS_DROPOUT, OURS_GIVING_BACK)]
     rows = [replace(row, has_memory=False) for row in rows]
-    assert [row.process for row in rows] == [(False, True), (True, True), (True, True), (True, False)]
+    assert [row.keeps for row in rows] == [True, True, True, False]
     seconds, memory, parts = measure("nano", rows, rounds=2)
     assert [len(seconds[row]) for row in rows] == [1, 2, 2, 2]
     assert seconds == {row: [sum(each) for each in parts[row]] for row in rows}

@@ -31,10 +31,7 @@ def linear_of_gelu(states: Tensor, linear: nn.Module) -> Tensor:
         or (states.device.type == "cpu" and linear.out_features < NARROW_ON_CPU)
     ):
         return linear(F.gelu(states))
-    # Under autocast this is the cast that the linear layer would make itself.
-    weight = linear.weight.to(states.dtype)
-    bias = None if linear.bias is None else linear.bias.to(states.dtype)
-    result = _LinearOfGelu.apply(states, weight, bias)
+    result = _LinearOfGelu.apply(states, linear.weight, linear.bias)
     assert isinstance(result, Tensor)
     return result
 
@@ -46,10 +43,12 @@ def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 class _LinearOfGelu(torch.autograd.Function):
+    """In the type of the states, as under autocast, whose copy of the weight is not kept either."""
+
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(states, weight)
-        return F.linear(F.gelu(states), weight, bias)
+        return F.linear(F.gelu(states), weight.to(states.dtype), None if bias is None else bias.to(states.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -62,5 +61,5 @@ class _LinearOfGelu(torch.autograd.Function):
         if wants_bias:
             of_bias = gradient.flatten(0, -2).sum(0)
         if wants_states:
-            of_states = torch.ops.aten.gelu_backward(gradient @ weight, states)
+            of_states = torch.ops.aten.gelu_backward(gradient @ weight.to(states.dtype), states)
         return of_states, of_weight, of_bias
