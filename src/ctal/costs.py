@@ -239,16 +239,16 @@ docs/performance.md, "On a GPU". The H100, the same chip with slower memory, was
 
 CPU = Machine(
     "a CPU core",
-    peaks={"fp32": 99e9, "bf16": 214e9},
-    shares={"fp32": 0.72, "bf16": 0.64},
-    bandwidth=20.8e9,
-    launch=131e-6,
+    peaks={"fp32": 99.5e9, "bf16": 218e9},
+    shares={"fp32": 0.74, "bf16": 0.68},
+    bandwidth=25.3e9,
+    launch=99e-6,
     is_asynchronous=False,
 )
 """One core with AVX512-BF16: half of what `python -m benchmarks scaling` fits on two (docs/scaling.md). A launch takes
 so long since small products and copies, which also grow with the number of tensors, are part of it."""
 
-LOADED = {"FLAC": 1000.0, "16-bit features": 15_000.0, "16-bit log-mel": 19_100.0}
+LOADED = {"FLAC": 1540.0, "16-bit features": 27_800.0, "16-bit log-mel": 32_000.0}
 """Seconds of audio that one core of that CPU makes ready for the model in a second, by what is stored (likewise),
 without handing them over to the trainer."""
 
