@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ctal import attention
 from ctal.attention import Lengths, attention_weights, packed_attention
@@ -141,6 +142,24 @@ def test_gradients_are_those_of_the_weights_that_were_dropped(causal: bool, monk
     query, key, value = inputs
     assert not torch.allclose(attend(query, key, value), attend(query, key, value, dropout=0.0))
     assert torch.autograd.gradcheck(attend, inputs)
+
+
+def test_gradients_are_the_same_under_activation_checkpointing() -> None:
+    inputs = tuple(tensor.requires_grad_() for tensor in draw(0, 11, 11, 11))
+    lengths = Lengths([7, 4], CPU)
+
+    def gradients(*, again: bool) -> tuple[Tensor, ...]:
+        torch.manual_seed(5)
+        arguments = (*inputs, lengths, lengths)
+        if again:
+            result = checkpoint(packed_attention, *arguments, dropout=0.4, use_reentrant=False)
+            assert isinstance(result, Tensor)
+        else:
+            result = packed_attention(*arguments, dropout=0.4)
+        return torch.autograd.grad(result.square().sum(), inputs)
+
+    for mine, plain in zip(gradients(again=True), gradients(again=False), strict=True):
+        assert torch.equal(mine, plain)
 
 
 def test_no_tensor_of_queries_times_keys_is_kept_for_the_backward_pass() -> None:

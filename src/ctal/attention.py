@@ -154,15 +154,13 @@ class _BlockAttention(torch.autograd.Function):
         (gradient_NHD,) = gradients
         query_NHD, key_MHD, value_MHD = ctx.saved_tensors
         scale = query_NHD.shape[-1] ** -0.5
-        of_query_NHD, of_key_MHD, of_value_MHD = (torch.empty_like(each) for each in ctx.saved_tensors)
+        of_query_NHD, of_key_MHD, of_value_MHD = (torch.empty_like(each) for each in (query_NHD, key_MHD, value_MHD))
         draws = _Draws(ctx.dropout, ctx.seed)
         scratch, scratch_of_gradient = _Scratch(query_NHD), _Scratch(query_NHD)
         for queries, keys in _utterances(*ctx.lengths):
             query_HND, key_HMD = _heads_first(query_NHD[queries] * scale), _heads_first(key_MHD[keys])
-            value_HMD, gradient_HND = (
-                _heads_first(value_MHD[keys]).mul(draws.scale),
-                _heads_first(gradient_NHD[queries]),
-            )
+            value_HMD = _heads_first(value_MHD[keys]).mul(draws.scale)
+            gradient_HND = _heads_first(gradient_NHD[queries])
             of_query_HND = torch.empty_like(query_HND)
             # Sums over blocks, which half precision would round one by one.
             sums = torch.promote_types(key_HMD.dtype, torch.float32)
