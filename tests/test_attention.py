@@ -149,13 +149,12 @@ def test_gradients_are_the_same_under_activation_checkpointing() -> None:
     lengths = Lengths([7, 4], CPU)
 
     def gradients(*, again: bool) -> tuple[Tensor, ...]:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return packed_attention(query, key, value, lengths, lengths, dropout=0.4)
+
         torch.manual_seed(5)
-        arguments = (*inputs, lengths, lengths)
-        if again:
-            result = checkpoint(packed_attention, *arguments, dropout=0.4, use_reentrant=False)
-            assert isinstance(result, Tensor)
-        else:
-            result = packed_attention(*arguments, dropout=0.4)
+        result = checkpoint(attend, *inputs, use_reentrant=False) if again else attend(*inputs)
+        assert isinstance(result, Tensor)
         return torch.autograd.grad(result.square().sum(), inputs)
 
     for mine, plain in zip(gradients(again=True), gradients(again=False), strict=True):
