@@ -215,15 +215,16 @@ def test_flash_attention_gives_what_the_cpu_gives(causal: bool) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("longest", [8, 600])
 def test_half_precision_stays_close_to_fp32_and_drops_the_same(
-    dropout: float, causal: bool, monkeypatch: pytest.MonkeyPatch
+    longest: int, dropout: float, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "BLOCK", 600 * 50)  # so that gradients are sums over several
-    lengths = Lengths([3, 600], CPU)
+    lengths = Lengths([3, longest], CPU)
 
     def outcome(dtype: torch.dtype) -> list[Tensor]:
         torch.manual_seed(0)
-        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in draw(0, *[603] * 3))
+        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in draw(0, *[3 + longest] * 3))
         result = packed_attention(query, key, value, lengths, lengths, causal=causal, dropout=dropout)
         return [result, *torch.autograd.grad(result.float().square().sum(), (query, key, value))]
 

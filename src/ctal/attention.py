@@ -17,6 +17,10 @@ from torch import Tensor
 
 from ctal.dropout import draw_kept, drop, scale_of_kept
 
+FEW_ON_CPU = 2**17
+"""Attention weights of the longest utterance below which half precision is computed in fp32 by torch's kernel on a CPU:
+to issue the operations of `_BlockAttention` takes longer than they do."""
+
 BLOCK = 2**21
 """Attention weights in memory at a time where they are computed block by block: 4 or 8 MB a tensor, of which few."""
 
@@ -80,8 +84,14 @@ def packed_attention(
         )
         assert isinstance(attended, Tensor)
         return attended
-    # On a CPU torch's fused kernel has no dropout, and in half precision is no faster than in fp32.
-    if query_NHD.device.type == "cpu" and (is_half or dropout > 0):
+    # On a CPU torch's fused kernel has no dropout, and in half precision is at best as fast as in fp32.
+    on_cpu = query_NHD.device.type == "cpu"
+    weights = query_NHD.shape[1] * query_lengths.longest * key_lengths.longest
+    if on_cpu and is_half and dropout == 0.0 and weights < FEW_ON_CPU:
+        with torch.autocast("cpu", enabled=False):
+            fp32 = (query_NHD.float(), key_MHD.float(), value_MHD.float())
+            return _attend_one_by_one(*fp32, query_lengths, key_lengths, causal, dropout).to(query_NHD.dtype)
+    if on_cpu and (is_half or dropout > 0):
         attended = _BlockAttention.apply(query_NHD, key_MHD, value_MHD, query_lengths, key_lengths, causal, dropout)
         assert isinstance(attended, Tensor)
         return attended
