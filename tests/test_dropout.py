@@ -27,7 +27,7 @@ def test_the_share_asked_for_is_dropped_in_each_of_the_four_that_share_a_draw(p:
     # Independent of each other, and of the next draw.
     centred_N4 = kept_N4 - (1 - p)
     products = torch.cat([centred_N4, centred_N4.roll(-1, 0)], 1).T @ centred_N4 / count
-    products[range(4), range(4)] = 0  # their own variance is that of the share
+    products[range(4), range(4)] -= p * (1 - p)
     assert products.abs().max() < 5 * p * (1 - p) / count**0.5
 
 

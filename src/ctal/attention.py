@@ -108,14 +108,8 @@ def _attend_one_by_one(
     causal: bool,
     dropout: float,
 ) -> Tensor:
-    utterances = zip(
-        query_NHD.split(list(query_lengths.sizes)),
-        key_MHD.split(list(key_lengths.sizes)),
-        value_MHD.split(list(key_lengths.sizes)),
-        strict=True,
-    )
     attended = []
-    for query, key, value in utterances:
+    for query, key, value in _utterances(query_lengths, [query_NHD], key_lengths, [key_MHD, value_MHD]):
         if len(query) == 0:
             continue
         batch = (each.transpose(0, 1)[None] for each in (query, key, value))
@@ -149,14 +143,14 @@ class _BlockAttention(torch.autograd.Function):
         result_NHD = torch.empty_like(query_NHD, memory_format=torch.contiguous_format)
         scratch = _Scratch(query_NHD)
         with torch.autocast("cpu", enabled=False):  # as the backward pass computes
-            for queries, keys in _utterances(*ctx.lengths):
-                query_HND = _heads_first(query_NHD[queries] * query_NHD.shape[-1] ** -0.5)
-                key_HMD = _heads_first(key_MHD[keys])
-                value_HMD = _heads_first(value_MHD[keys]).mul(draws.scale)
+            of_queries, of_keys = [query_NHD, result_NHD], [key_MHD, value_MHD]
+            for query, result, key, value in _utterances(query_lengths, of_queries, key_lengths, of_keys):
+                query_HND, key_HMD = _heads_first(query * query.shape[-1] ** -0.5), _heads_first(key)
+                value_HMD = _heads_first(value).mul(draws.scale)
                 result_HND = torch.empty_like(query_HND)
                 for block in _blocks(query_HND, key_HMD, causal, draws, scratch):
                     torch.bmm(block.kept_weights(), value_HMD[block.of_keys], out=result_HND[block.of_queries])
-                result_NHD[queries] = result_HND.transpose(0, 1)
+                result.copy_(result_HND.transpose(0, 1))
         return result_NHD
 
     @staticmethod
@@ -167,29 +161,32 @@ class _BlockAttention(torch.autograd.Function):
         of_query_NHD, of_key_MHD, of_value_MHD = (torch.empty_like(each) for each in (query_NHD, key_MHD, value_MHD))
         draws = _Draws(ctx.dropout, ctx.seed)
         scratch, scratch_of_gradient = _Scratch(query_NHD), _Scratch(query_NHD)
-        for queries, keys in _utterances(*ctx.lengths):
-            query_HND, key_HMD = _heads_first(query_NHD[queries] * scale), _heads_first(key_MHD[keys])
-            value_HMD = _heads_first(value_MHD[keys]).mul(draws.scale)
-            gradient_HND = _heads_first(gradient_NHD[queries])
+        query_lengths, key_lengths = ctx.lengths
+        of_queries, of_keys = [query_NHD, gradient_NHD, of_query_NHD], [key_MHD, value_MHD, of_key_MHD, of_value_MHD]
+        for query, gradient, of_query, key, value, of_key, of_value in _utterances(
+            query_lengths, of_queries, key_lengths, of_keys
+        ):
+            query_HND, key_HMD = _heads_first(query * scale), _heads_first(key)
+            value_HMD, gradient_HND = _heads_first(value).mul(draws.scale), _heads_first(gradient)
             of_query_HND = torch.empty_like(query_HND)
             # Sums over blocks, which half precision would round one by one.
             sums = torch.promote_types(key_HMD.dtype, torch.float32)
             of_key_HDM, of_value_HDM = (torch.zeros_like(key_HMD.mT, dtype=sums) for _ in range(2))
             for block in _blocks(query_HND, key_HMD, ctx.causal, draws, scratch):
-                gradient, of_keys = gradient_HND[block.of_queries], (block.heads, slice(None), block.keys)
-                of_value_HDM[of_keys] += gradient.mT @ block.kept_weights()
+                seen = block.heads, slice(None), block.keys
+                of_value_HDM[seen] += gradient_HND[block.of_queries].mT @ block.kept_weights()
                 of_weights = scratch_of_gradient.view(*block.weights.shape)
-                torch.bmm(gradient, value_HMD[block.of_keys].mT, out=of_weights)
+                torch.bmm(gradient_HND[block.of_queries], value_HMD[block.of_keys].mT, out=of_weights)
                 if block.kept is not None:
                     of_weights = drop(of_weights, block.kept)
                 of_scores = torch.ops.aten._softmax_backward_data.out(
                     of_weights, block.weights, -1, of_weights.dtype, grad_input=of_weights
                 )
                 torch.bmm(of_scores, key_HMD[block.of_keys], out=of_query_HND[block.of_queries])
-                of_key_HDM[of_keys] += query_HND[block.of_queries].mT @ of_scores
-            of_query_NHD[queries] = of_query_HND.mul_(scale).transpose(0, 1)
-            of_key_MHD[keys] = of_key_HDM.permute(2, 0, 1)
-            of_value_MHD[keys] = of_value_HDM.mul_(draws.scale).permute(2, 0, 1)
+                of_key_HDM[seen] += query_HND[block.of_queries].mT @ of_scores
+            of_query.copy_(of_query_HND.mul_(scale).transpose(0, 1))
+            of_key.copy_(of_key_HDM.permute(2, 0, 1))
+            of_value.copy_(of_value_HDM.mul_(draws.scale).permute(2, 0, 1))
         return of_query_NHD, of_key_MHD, of_value_MHD, None, None, None, None
 
 
@@ -197,12 +194,12 @@ def _heads_first(states_NHD: Tensor) -> Tensor:
     return states_NHD.transpose(0, 1).contiguous()
 
 
-def _utterances(query_lengths: Lengths, key_lengths: Lengths) -> Iterator[tuple[slice, slice]]:
-    """Positions of the queries and of the keys of each."""
-    first_query = first_key = 0
-    for queries, keys in zip(query_lengths.sizes, key_lengths.sizes, strict=True):
-        yield slice(first_query, first_query + queries), slice(first_key, first_key + keys)
-        first_query, first_key = first_query + queries, first_key + keys
+def _utterances(
+    query_lengths: Lengths, of_queries: Sequence[Tensor], key_lengths: Lengths, of_keys: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Views of each utterance's part of tensors with a row a query, and then of those with a row a key."""
+    parts = [each.split(list(query_lengths.sizes)) for each in of_queries]
+    return zip(*parts, *(each.split(list(key_lengths.sizes)) for each in of_keys), strict=True)
 
 
 class _Draws:
@@ -282,7 +279,5 @@ def attention_weights(query_NHD: Tensor, key_MHD: Tensor, query_lengths: Lengths
     scale = query_NHD.shape[-1] ** -0.5
     return [
         torch.einsum("qhd,khd->hqk", query * scale, key).softmax(-1)
-        for query, key in zip(
-            query_NHD.split(list(query_lengths.sizes)), key_MHD.split(list(key_lengths.sizes)), strict=True
-        )
+        for query, key in _utterances(query_lengths, [query_NHD], key_lengths, [key_MHD])
     ]
