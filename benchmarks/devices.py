@@ -39,7 +39,7 @@ from ctal import CtalConfig, CtalFeatureExtractor, CtalForPreTraining, CtalProce
 from ctal.batching import Corpus, Microbatch, StepPlan, deal
 from ctal.costs import FRAMES_A_SECOND
 from ctal.pretrain import PretrainingObjective, load_tokenizer
-from ctal.processes import keep_freed_memory
+from ctal.processes import keep_freed_memory, leave_processes
 from ctal.recipes import MODEL_DEFAULTS, PretrainConfig, make_config
 from ctal.store import Store
 from ctal.training import Metrics, Silence, train
@@ -102,8 +102,7 @@ def _train_in_rounds(
     model = CtalForPreTraining(CtalConfig.of_size(size, hidden_dropout_prob=0, attention_probs_dropout_prob=0))
     with suppress(EOFError, BrokenPipeError):
         train(objective_on(folder, config, model, StepsOnly), config, out, progress=_Rounds(pipe))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 class Training:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ctal.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from ctal.errors import InputError
 from ctal.feature_extraction_ctal import CtalFeatureExtractor
 from ctal.pretrain import PretrainingObjective, load_tokenizer, make_tokenizer, new_model
+from ctal.processes import leave_processes
 from ctal.processing_ctal import CtalProcessor
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
@@ -228,7 +230,7 @@ def train_on_one_of_two(rank: int, port: int, tiny: TinyCorpus, out: Path, share
         parameter.to_local().numel() for parameter in objective.model.parameters() if isinstance(parameter, DTensor)
     ]
     shares[rank] = sum(held) / whole
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 def test_split_weights_change_nothing_and_move_between_one_process_and_two(
@@ -587,7 +589,16 @@ def diverge_on_the_second_of_two(rank: int, port: int, tiny: TinyCorpus, out: Pa
     with pytest.raises(NonFiniteLoss) as caught:
         train(objective, config, out / "run")
     (out / f"said by {rank}").write_text(str(caught.value))
-    torch.distributed.destroy_process_group()
+    assert "pt_gloo_runloop" in threads()
+    traceback.clear_frames(caught.tb)
+    del objective
+    leave_processes()
+    assert "pt_gloo_runloop" not in threads(), "one might outlive the interpreter"
+
+
+def threads() -> list[str]:
+    """Names of this process's threads."""
+    return [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
 
 
 def test_the_main_process_names_the_batch_of_another_whose_loss_is_not_finite(tiny: TinyCorpus, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typer.core import TyperCommand
 
 from ctal.corpora import all_in, corpus_names, get_corpus
 from ctal.errors import CtalWarning, InputError, did_you_mean
-from ctal.processes import keep_freed_memory, share_cores
+from ctal.processes import keep_freed_memory, leave_processes, share_cores
 
 if TYPE_CHECKING:
     from ctal.console import TrainingProgress
@@ -54,6 +55,8 @@ def main() -> NoReturn:
     except InputError as error:
         print(f"ctal: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        leave_processes()
     sys.exit(0)
 
 
@@ -829,6 +832,7 @@ def _training() -> Iterator[TrainingProgress]:
         yield progress
     except (Terminated, NonFiniteLoss) as ending:
         progress.note(f"ctal: {ending}")
+        traceback.clear_frames(ending.__traceback__)  # else they hold the model, and its ties to other processes
         sys.exit(ending.exit_code if isinstance(ending, Terminated) else 1)
     finally:
         progress.stop()

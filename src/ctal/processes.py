@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -83,6 +84,18 @@ def keep_freed_memory(variables: Mapping[str, str]) -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_MMAP_MAX, 0)
+
+
+def leave_processes() -> None:
+    """Parts with the other processes of a launcher, if there are any; to be called when nothing of a training is held.
+
+    A thread of gloo's that frees a tensor only after the interpreter has ended aborts the process; what holds the model
+    of a training, such as the traceback of an exception, keeps these threads.
+    """
+    distributed = sys.modules.get("torch.distributed")  # a command that had no need of torch has no processes either
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 _STOPPED = "stopped by {}; run the same command again to go on"
