@@ -197,20 +197,54 @@ def test_offsets_are_where_utterances_start() -> None:
     assert lengths.longest == 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: flash attention cannot run")
-@pytest.mark.parametrize("causal", [False, True])
-def test_flash_attention_gives_what_the_cpu_gives(causal: bool) -> None:
-    lengths = [5, 1, 130, 64]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: its kernels cannot run")
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [None, [3, 0, 200, 64, 0]], ids=["causal", "fewer or none, and an empty utterance"])
+def test_a_gpu_gives_what_the_cpu_gives(dtype: torch.dtype, queries: list[int] | None) -> None:
+    keys = [5, 1, 130, 64] if queries is None else [5, 1, 130, 64, 0]
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(sum(lengths), HEADS, 64, generator=generator).bfloat16() for _ in range(3))
-    on_cpu = Lengths(lengths, CPU)
-    expected = packed_attention(query.float(), key.float(), value.float(), on_cpu, on_cpu, causal=causal)
+    draws = [torch.randn(sum(each), 3, HEADS, 64, generator=generator) for each in (queries or keys, keys)]
 
+    def outcome(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        of_queries, of_keys = (each.to(device, dtype).requires_grad_() for each in draws)
+        lengths = [Lengths(each, device, bound=256) for each in (queries or keys, keys)]
+        # As the layers have them: parts of one product.
+        inputs = (of_queries[:, 0], of_keys[:, 1], of_keys[:, 2])
+        result = packed_attention(*inputs, *lengths, causal=queries is None)
+        gradients = torch.autograd.grad(result.float().square().sum(), (of_queries, of_keys))
+        return [each.float().cpu() for each in (result, *gradients)]
+
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    expected = outcome(CPU, torch.float32)
+    for each, full in zip(outcome(torch.device("cuda"), dtype), expected, strict=True):
+        assert (each - full).norm() < limit * full.norm()
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_drops_weights_by_the_seed_and_scales_those_that_stay(dtype: torch.dtype) -> None:
     device = torch.device("cuda")
-    on_cuda = Lengths(lengths, device)
-    flash = packed_attention(query.to(device), key.to(device), value.to(device), on_cuda, on_cuda, causal=causal)
+    lengths = Lengths([300, 200], device)
+    query, key = torch.zeros(2, 500, HEADS, 64, device=device, dtype=dtype)
+    value = torch.ones(500, HEADS, 64, device=device, dtype=dtype, requires_grad=True)
 
-    torch.testing.assert_close(flash.float().cpu(), expected, atol=2e-2, rtol=2e-2)
+    def attend(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return packed_attention(query, key, value, lengths, lengths, dropout=0.3)
+
+    result = attend(1)
+    assert torch.equal(result, attend(1))
+    assert not torch.equal(result, attend(2))
+    assert result.float().mean().item() == pytest.approx(1, abs=0.01)
+    deviation = (0.3 / 0.7 / 300) ** 0.5  # of a mean of 300 that are 0 or 1/0.7
+    assert result[:300, :, 0].float().std().item() == pytest.approx(deviation, rel=0.2)
+    # What is dropped is dropped in the backward pass too: each value's gradient is the sum of its weights.
+    (gradient,) = torch.autograd.grad(result.float().sum(), value)
+    assert gradient.float().mean().item() == pytest.approx(1, abs=0.01)
+    assert gradient.float().std().item() > 0.5 * deviation
 
 
 @pytest.mark.parametrize("causal", [False, True])

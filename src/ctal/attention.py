@@ -31,6 +31,8 @@ class Lengths:
 
     sizes: Sequence[int]
     device: torch.device
+    bound: int = field(default=0, compare=False)
+    """`longest` is at least this."""
     offsets: Tensor = field(init=False, repr=False, compare=False)
     """(B+1,) int32 on `device`: where each utterance starts, and the end."""
     longest: int = field(init=False, repr=False, compare=False)
@@ -39,7 +41,13 @@ class Lengths:
         # At once rather than when asked for, so that a compiled layer finds them made.
         offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int32)
         object.__setattr__(self, "offsets", torch.from_numpy(offsets).to(self.device))
-        object.__setattr__(self, "longest", max(self.sizes, default=0))
+        object.__setattr__(self, "longest", max([self.bound, *self.sizes]))
+
+    def at(self, offsets: Tensor) -> Lengths:
+        """Those that stand at `offsets` whenever they are used, as in a CUDA graph; none is longer than `longest`."""
+        lengths = Lengths((), self.device, self.longest)
+        object.__setattr__(lengths, "offsets", offsets)
+        return lengths
 
 
 def packed_attention(
@@ -54,9 +62,9 @@ def packed_attention(
 ) -> Tensor:
     """Softmax attention of each utterance's queries to its own keys.
 
-    Variable-length flash attention on CUDA in half precision (which has no dropout and whose causal mask is a window
-    that ends at the query), else utterance by utterance, which wastes nothing on padding: torch's scaled-dot-product
-    attention, or `_BlockAttention`.
+    On CUDA all utterances at once: torch's flash attention in half precision without dropout, else its memory-efficient
+    attention. Elsewhere utterance by utterance, which wastes nothing on padding either: torch's scaled-dot-product
+    attention, or on a CPU `_BlockAttention`.
 
     Args:
         causal: Queries see keys up to their own position; needs the same lengths for both.
@@ -69,19 +77,23 @@ def packed_attention(
         # Nothing to compute, but keys and values stay in the graph: DDP wants a gradient of every parameter.
         return query_NHD + (key_MHD.sum() + value_MHD.sum())
     is_half = query_NHD.dtype in (torch.float16, torch.bfloat16)
-    if query_NHD.is_cuda and is_half and dropout == 0.0:
-        from torch.nn.attention.varlen import varlen_attn
+    if query_NHD.is_cuda:
+        offsets = query_lengths.offsets, key_lengths.offsets
+        # A bound may be more than there is, which the second kernel refuses.
+        longest = min(query_lengths.longest, len(query_NHD)), min(key_lengths.longest, len(key_MHD))
+        if is_half and dropout == 0.0:
+            from torch.nn.attention.varlen import varlen_attn
 
-        attended = varlen_attn(
-            query_NHD,
-            key_MHD,
-            value_MHD,
-            query_lengths.offsets,
-            key_lengths.offsets,
-            query_lengths.longest,
-            key_lengths.longest,
-            window_size=(-1, 0) if causal else (-1, -1),
-        )
+            # Its causal mask is a window that ends at the query.
+            window = (-1, 0) if causal else (-1, -1)
+            attended = varlen_attn(query_NHD, key_MHD, value_MHD, *offsets, *longest, window_size=window)
+        else:
+            # What `scaled_dot_product_attention` has of it takes padded batches, or nested tensors, which cost more
+            # than the attention of a few utterances.
+            batch = (each[None] for each in (query_NHD, key_MHD, value_MHD))
+            attended = torch.ops.aten._efficient_attention_forward(
+                *batch, None, *offsets, *longest, dropout, int(causal), compute_log_sumexp=torch.is_grad_enabled()
+            )[0][0]
         assert isinstance(attended, Tensor)
         return attended
     # On a CPU torch's fused kernel has no dropout, and in half precision is at best as fast as in fp32.
