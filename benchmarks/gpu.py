@@ -20,6 +20,7 @@ from benchmarks.pretraining_step import (
     FAIREST,
     OURS,
     OURS_BF16,
+    OURS_BF16_DROPOUT,
     Batch,
     Parts,
     Row,
@@ -46,7 +47,10 @@ ROWS = (
     replace(FAIREST, name="the same model, attention dropout 0 and SDPA, in bf16", precision="bf16"),
     OURS,
     OURS_BF16,
+    OURS_BF16_DROPOUT,
     replace(OURS_BF16, name="ours, bf16, compiled", compile=True),
+    replace(OURS_BF16, name="ours, bf16, CUDA graphs", recorded=True),
+    replace(OURS_BF16, name="ours, bf16, compiled, CUDA graphs", compile=True, recorded=True),
     replace(OURS_BF16, name="ours, bf16, layers computed again", gradient_checkpointing=True),
 )
 
@@ -128,7 +132,7 @@ class Measured:
 
 def measure(load: Load, device: torch.device, rounds: int) -> Measured:
     """Leaves nothing on the device, where it would count as the next load's memory."""
-    rows = [row for row in load.rows() if device.type == "cuda" or not row.compile]
+    rows = [row for row in load.rows() if device.type == "cuda" or not (row.compile or row.recorded)]
     memory = {row: device_memory(row, load.size, device) for row in rows}
     for row, peak in memory.items():
         say(f"  {load.size}, {row.name}: {peak:.2f} GB")
@@ -153,7 +157,7 @@ def model_table(measured: Sequence[Measured]) -> Table:
     for each in measured:
         weights = count_weights(OURS.config(each.load.size))
         for row, seconds in each.seconds.items():
-            if not row.ours or row.gradient_checkpointing or row.compile:
+            if row.name not in (OURS.name, OURS_BF16.name):
                 continue
             machine, spread = machine_at_hand(row.precision), Spread.of(seconds)
             parts = each.parts[row]

@@ -40,7 +40,7 @@ from benchmarks.samples import MIXED_SECONDS, NEIGHBOURING_SECONDS, masked_batch
 from ctal import CtalConfig, CtalForPreTraining
 from ctal.costs import Positions, pretraining_operations
 from ctal.masking import IGNORED
-from ctal.modeling_ctal import stack_mask
+from ctal.packing import stack_mask
 from ctal.precision import autocast
 from ctal.processes import keep_freed_memory
 from ctal.recipes import PretrainConfig, make_config
@@ -80,6 +80,8 @@ class Row:
     """Of ours."""
     compile: bool = False
     """Of ours."""
+    recorded: bool = False
+    """Of ours: CUDA graphs."""
     has_memory: bool = True
     """Whether its peak memory is measured."""
     keeps_memory: bool | None = None
@@ -117,6 +119,8 @@ class Row:
             model.activation_checkpointing_enable()
         if self.compile:
             model.compile_layers()
+        if self.recorded:
+            model.record_passes()
         return model
 
 

@@ -16,7 +16,7 @@ position of the audio encoder stands for k frames, and there are ceil(T/k) of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -49,7 +49,21 @@ from ctal.fusion import (
 )
 from ctal.gelu import is_plain, linear_of_gelu
 from ctal.masking import IGNORED
+from ctal.packing import (
+    FramesToPredict,
+    Packed,
+    PretrainingBatch,
+    Selection,
+    TokensToPredict,
+    fill,
+    pack,
+    places_of,
+    stack_frames,
+    stack_mask,
+    unstack_frames,
+)
 from ctal.prosody import NUM_FUNCTIONALS, Prosody
+from ctal.recording import RecordedPasses, can_record
 
 SCORES = tuple(half / 2 for half in range(-6, 7))
 """Of `regression_loss="histogram"`: -3 … 3, half a point apart."""
@@ -100,46 +114,6 @@ class CtalTaskOutput(ModelOutput):
     """Cross-entropy in nats, or `regression_loss` of a score, an utterance."""
     orthogonality_loss: Tensor | None = None
     """Sum of |cos| between the pools of text and audio, an utterance (paper, section 3.5)."""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Utterances one behind the other."""
-
-    values: Tensor
-    """(N, …)."""
-    lengths: Lengths
-    index: Tensor
-    """(N,) place of each position in the flattened padded batch."""
-    shape: torch.Size
-    """(B, longest) of the padded batch."""
-
-    @property
-    def owner(self) -> Tensor:
-        """(N,) number of the utterance that each position belongs to."""
-        return self.index // self.shape[1]
-
-    def with_values(self, values: Tensor) -> Packed:
-        return replace(self, values=values)
-
-    def padded(self) -> Tensor:
-        """(B, longest, …), zero at padding."""
-        flat = self.values.new_zeros(self.shape.numel(), *self.values.shape[1:])
-        return flat.index_copy(0, self.index, self.values).view(*self.shape, *self.values.shape[1:])
-
-
-def places_of(sizes: Sequence[int], shape: torch.Size, device: torch.device) -> Packed:
-    """Where the first `sizes` positions of each row of a (B, longest) batch are; they are the values, (N,)."""
-    # A copy from the host, so that no further synchronisation with the device is needed to learn the positions.
-    positions = [row * shape[1] + np.arange(size) for row, size in enumerate(sizes)]
-    index = torch.from_numpy(np.concatenate(positions)).to(device)
-    return Packed(index, Lengths(sizes, device), index, shape)
-
-
-def pack(values: Tensor, sizes: Sequence[int]) -> Packed:
-    """The first `sizes` positions of each row of (B, longest, …) `values`."""
-    places = places_of(sizes, values.shape[:2], values.device)
-    return places.with_values(values.flatten(0, 1).index_select(0, places.index))
 
 
 class SelfAttention(nn.Module):
@@ -227,38 +201,6 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         return self.output.add(linear_of_gelu(self.dense(states), self.output.dense), states)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Positions of a packed tensor that are wanted."""
-
-    index: Tensor
-    """(S,)."""
-    lengths: Lengths
-    """How many of them belong to each utterance."""
-
-
-@dataclass(frozen=True)
-class TokensToPredict:
-    """Masked tokens of a packed batch, S in all."""
-
-    index: Tensor
-    """(S,) their positions."""
-    ids: Tensor
-    """(S,) what they were."""
-
-
-@dataclass(frozen=True)
-class FramesToPredict:
-    """Masked frames of a packed batch, M in all."""
-
-    positions: Selection
-    """Of the audio encoder, that stand for at least one of them."""
-    index: Tensor
-    """(M,) their places among all frames that those positions stand for."""
-    targets: Tensor
-    """(M, F) what they were."""
 
 
 class TextLayer(GradientCheckpointingLayer):
@@ -541,9 +483,20 @@ class CtalForPreTraining(CtalPreTrainedModel):
     def __init__(self, config: CtalConfig) -> None:
         super().__init__(config)
         self.ctal = CtalModel(config)
+        self._recorded: RecordedPasses | None = None
         self.text_head = PredictionHead(config.text, config.text.vocab_size)
         self.audio_head = PredictionHead(config.audio, config.audio.feature_size * config.audio.frame_stack)
         self.post_init()
+
+    def record_passes(self) -> None:
+        """Has a GPU record the passes of training as CUDA graphs, one for each of few sizes of a batch, and run those.
+
+        The host, which takes most of the time of a small step, need not issue them again. Positions are filled up
+        (`ctal.packing.fill`), so dropout draws other numbers. Gradients are in the parameters' `grad` after `backward`
+        as ever, but hooks, DDP's too, do not hear of them. On other devices nothing changes. A model that computes
+        activations again cannot be recorded.
+        """
+        self._recorded = RecordedPasses(self._both_losses, self.parameters)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.ctal.text_encoder.word_embeddings
@@ -593,8 +546,18 @@ class CtalForPreTraining(CtalPreTrainedModel):
         has_labels = labels is not None or feature_labels is not None
         full = not has_labels or output_hidden_states or output_attentions
 
-        text = self.ctal.text_encoder(text)
         output = CtalForPreTrainingOutput()
+        if (
+            self._recorded is not None
+            and (can_record(text.index.device) and self.training and torch.is_grad_enabled() and not full)
+            and (frames is not None and tokens_to_predict is not None and frames_to_predict is not None)
+        ):
+            batch = PretrainingBatch(text, frames, tokens_to_predict, frames_to_predict)
+            losses = self._recorded_losses(self._recorded, batch, token_count, frame_count)
+            output.text_loss, output.audio_loss = losses.unbind()
+            output.loss = losses.sum()
+            return CtalForPreTrainingOutput(**output)
+        text = self.ctal.text_encoder(text)
         states: Tensor | None = None
         if full:
             output.text_hidden_state = text.padded()
@@ -622,6 +585,29 @@ class CtalForPreTraining(CtalPreTrainedModel):
         if losses:
             output.loss = torch.stack(losses).sum()
         return CtalForPreTrainingOutput(**output)  # in the order of the fields: `outputs[0]` is the loss
+
+    def _recorded_losses(
+        self,
+        recorded: RecordedPasses,
+        batch: PretrainingBatch,
+        token_count: Tensor | int | None,
+        frame_count: Tensor | int | None,
+    ) -> Tensor:
+        """(2,) losses of the text and of the audio, by what was recorded."""
+        audio, device = self.config.audio, batch.text.index.device
+        counts = (
+            torch.as_tensor(len(wanted.index) if count is None else count, device=device)
+            for wanted, count in ((batch.tokens, token_count), (batch.to_predict, frame_count))
+        )
+        batch = fill(batch, self.config.text.max_tokens, audio.max_position_embeddings, audio.frame_stack)
+        return recorded(batch, torch.stack(list(counts)))
+
+    def _both_losses(self, batch: PretrainingBatch, counts_2: Tensor) -> Tensor:
+        """(2,) losses of the text and of the audio."""
+        text = self.ctal.text_encoder(batch.text)
+        states_SD = self.ctal.audio_encoder(batch.frames, text, batch.to_predict.positions)
+        text_loss = self._text_loss(text, batch.tokens, counts_2[0])
+        return torch.stack([text_loss, self._audio_loss(states_SD, batch.to_predict, counts_2[1])])
 
     def _tokens_to_predict(self, text: Packed, labels: Tensor) -> TokensToPredict:
         _check_shape("labels", labels, text.shape)
@@ -652,14 +638,15 @@ class CtalForPreTraining(CtalPreTrainedModel):
     def _text_loss(self, text: Packed, wanted: TokensToPredict, count: Tensor | int | None) -> Tensor:
         """Sum of cross-entropies over masked tokens / count; 0 where none is masked."""
         logits_SV = self.text_head(text.values.index_select(0, wanted.index))
-        total = F.cross_entropy(logits_SV.float(), wanted.ids, reduction="sum")
+        total = F.cross_entropy(logits_SV.float(), wanted.ids, reduction="sum", ignore_index=IGNORED)
         return total / _at_least_one(len(wanted.index) if count is None else count)
 
     def _audio_loss(self, states_SD: Tensor, wanted: FramesToPredict, count: Tensor | int | None) -> Tensor:
         """Sum of L1 over masked frames / (count · F); 0 where none is masked."""
         size = self.config.audio.feature_size
         predicted_MF = self.audio_head(states_SD).view(-1, size).index_select(0, wanted.index)
-        total = (predicted_MF.float() - wanted.targets).abs().sum()
+        apart_MF = (predicted_MF.float() - wanted.targets).abs()
+        total = (apart_MF if wanted.counted_M is None else apart_MF * wanted.counted_M[:, None]).sum()
         return total / (_at_least_one(len(wanted.index) if count is None else count) * size)
 
 
@@ -930,29 +917,6 @@ class CtalForXVector(_CtalForTask):
             marked = (angles_B + self.config.speaker_margin).clamp(max=torch.pi).cos()
             cosines_BC = cosines_BC.scatter(1, labels[:, None].long(), marked)
         return self.config.speaker_scale * cosines_BC
-
-
-def stack_frames(frames: Packed, stack: int) -> Packed:
-    """Joins `stack` frames of an utterance at a time, with zeros behind its last: (N, F) → (positions, stack·F)."""
-    if stack == 1:
-        return frames
-    batch, longest = frames.shape
-    sizes, shape = [-(-size // stack) for size in frames.lengths.sizes], torch.Size((batch, -(-longest // stack)))
-    stacked = places_of(sizes, shape, frames.index.device)
-    slots_N = stacked.lengths.offsets[frames.owner] * stack + frames.index % longest
-    size = frames.values.shape[1]
-    flat = frames.values.new_zeros(sum(sizes) * stack, size)
-    return stacked.with_values(flat.index_copy_(0, slots_N, frames.values).view(-1, stack * size))
-
-
-def stack_mask(mask_BT: Tensor, stack: int) -> Tensor:
-    """(B, T) → (B, ceil(T/stack), stack): the frames that a position stands for."""
-    return F.pad(mask_BT, (0, -mask_BT.shape[1] % stack)).reshape(len(mask_BT), -(-mask_BT.shape[1] // stack), stack)
-
-
-def unstack_frames(stacked: Tensor, stack: int, frames: int) -> Tensor:
-    """(B, ceil(T/stack), stack·F) → (B, T, F) with T = `frames`: the inverse of `stack_frames`, with padding."""
-    return stacked.reshape(len(stacked), -1, stacked.shape[2] // stack)[:, :frames]
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

@@ -85,6 +85,9 @@ def pretrain(
         processor, model = load_model(start_from)
     objective = PretrainingObjective(model, processor, corpus, config, start_from)
     objective.refuse_to_learn_nothing()
+    if config.cuda_graphs:
+        _check_recordable(config)
+        model.record_passes()
     progress = progress or Silence()
     for note in objective.notes():
         progress.note(note)
@@ -93,6 +96,16 @@ def pretrain(
     if evaluation is not None:
         write_json(out / "evaluation.json", evaluation)
     return evaluation
+
+
+def _check_recordable(config: PretrainConfig) -> None:
+    if config.gradient_checkpointing:
+        raise InputError("cuda_graphs=true and gradient_checkpointing=true do not go together: leave one out")
+    state = process_state()
+    if state.num_processes > 1:
+        raise InputError(f"cuda_graphs=true is for one process, and there are {state.num_processes}: leave it out")
+    if state.device is None or state.device.type != "cuda":
+        raise InputError(f"cuda_graphs=true is for a GPU, and the model is on {state.device}: leave it out")
 
 
 def evaluate_model(stores: Sequence[Path], folder: Path) -> Evaluation | None:
