@@ -70,8 +70,8 @@ class PretrainConfig(RunConfig, MaskingConfig):
     """A run of `ctal pretrain`."""
 
     cuda_graphs: bool = False
-    """One GPU records the passes of a step as CUDA graphs, so that the host need not issue them anew: a step of 75 s of
-    audio takes two fifths of the time, one of 600 s 4 % less (docs/performance.md). Draws of dropout are others then."""
+    """One GPU records the passes of a step as CUDA graphs, which the host need not issue anew: a step of 75 s of audio
+    takes two fifths of the time, one of 600 s 4 % less (docs/performance.md). Draws of dropout are others then."""
     train_share: float = Field(1.0, gt=0, le=1)
     """Share of the training utterances that is used, chosen by a hash of their ids: how much do more data help?"""
 
