@@ -5,6 +5,7 @@ Shape suffixes: N query positions and M key positions of all utterances of a bat
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Lengths:
 
     def at(self, offsets: Tensor) -> Lengths:
         """Those that stand at `offsets` whenever they are used, as in a CUDA graph; none is longer than `longest`."""
-        lengths = Lengths((), self.device, self.longest)
+        lengths = copy.copy(self)
+        object.__setattr__(lengths, "sizes", ())  # not known, so that what needs them fails
         object.__setattr__(lengths, "offsets", offsets)
         return lengths
 
@@ -62,26 +64,26 @@ def packed_attention(
 ) -> Tensor:
     """Softmax attention of each utterance's queries to its own keys.
 
-    On CUDA all utterances at once: torch's flash attention in half precision without dropout, else its memory-efficient
-    attention. Elsewhere utterance by utterance, which wastes nothing on padding either: torch's scaled-dot-product
-    attention, or on a CPU `_BlockAttention`.
+    Without dropout on CUDA all utterances at once: torch's flash attention in half precision, its memory-efficient one
+    in fp32. Else utterance by utterance, which wastes nothing on padding either: torch's scaled-dot-product attention,
+    or on a CPU `_BlockAttention`.
 
     Args:
         causal: Queries see keys up to their own position; needs the same lengths for both.
         dropout: Probability with which an attention weight is dropped, from 0 to less than 1.
 
     Returns:
-        (N, H, D). An utterance may have 0 queries, never 0 keys.
+        (N, H, D). An utterance may have 0 queries, and 0 keys only then.
     """
     if len(query_NHD) == 0:
         # Nothing to compute, but keys and values stay in the graph: DDP wants a gradient of every parameter.
         return query_NHD + (key_MHD.sum() + value_MHD.sum())
     is_half = query_NHD.dtype in (torch.float16, torch.bfloat16)
-    if query_NHD.is_cuda:
+    if _is_at_once(query_NHD, dropout):
         offsets = query_lengths.offsets, key_lengths.offsets
-        # A bound may be more than there is, which the second kernel refuses.
+        # A bound may be more than there is, which the kernel for fp32 refuses.
         longest = min(query_lengths.longest, len(query_NHD)), min(key_lengths.longest, len(key_MHD))
-        if is_half and dropout == 0.0:
+        if is_half:
             from torch.nn.attention.varlen import varlen_attn
 
             # Its causal mask is a window that ends at the query.
@@ -92,7 +94,7 @@ def packed_attention(
             # than the attention of a few utterances.
             batch = (each[None] for each in (query_NHD, key_MHD, value_MHD))
             attended = torch.ops.aten._efficient_attention_forward(
-                *batch, None, *offsets, *longest, dropout, int(causal), compute_log_sumexp=torch.is_grad_enabled()
+                *batch, None, *offsets, *longest, 0.0, int(causal), compute_log_sumexp=torch.is_grad_enabled()
             )[0][0]
         assert isinstance(attended, Tensor)
         return attended
@@ -108,6 +110,16 @@ def packed_attention(
         assert isinstance(attended, Tensor)
         return attended
     return _attend_one_by_one(query_NHD, key_MHD, value_MHD, query_lengths, key_lengths, causal, dropout)
+
+
+def _is_at_once(query_NHD: Tensor, dropout: float) -> bool:
+    """Whether all utterances are attended to at once: not with dropout, since flash attention of varied lengths has
+    none, and the memory-efficient kernel drops other weights in its backward pass there than in its forward pass."""
+    # Rows that begin at multiples of 16 bytes are all that the kernel for fp32 takes.
+    is_taken = query_NHD.dtype in (torch.float16, torch.bfloat16) or (
+        query_NHD.dtype == torch.float32 and query_NHD.shape[-1] % 4 == 0
+    )
+    return query_NHD.is_cuda and dropout == 0.0 and is_taken
 
 
 @torch.compiler.disable()  # its graph would be another one for every number of utterances

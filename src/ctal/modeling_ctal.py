@@ -493,10 +493,24 @@ class CtalForPreTraining(CtalPreTrainedModel):
 
         The host, which takes most of the time of a small step, need not issue them again. Positions are filled up
         (`ctal.packing.fill`), so dropout draws other numbers. Gradients are in the parameters' `grad` after `backward`
-        as ever, but hooks, DDP's too, do not hear of them. On other devices nothing changes. A model that computes
-        activations again cannot be recorded.
+        as ever, but hooks, DDP's too, do not hear of them. On other devices nothing changes.
+
+        To be called last, when it is settled what is trained and how: what is changed later, but for values of weights,
+        is not seen. Activations are not computed again. Memory may be twice a step's, in which something is recorded.
+        Raises `InputError` for a model with attention dropout.
         """
+        parts = {"text": self.config.text, "audio": self.config.audio}
+        for name, part in parts.items():
+            if part.attention_probs_dropout_prob:
+                raise InputError(
+                    f"attention_probs_dropout_prob={part.attention_probs_dropout_prob} of the {name} encoder cannot be "
+                    "recorded (cuda_graphs=true): leave one out"
+                )
         self._recorded = RecordedPasses(self._both_losses, self.parameters)
+
+    def forget_passes(self) -> None:
+        """Gives the memory of `record_passes` back."""
+        self._recorded = None
 
     def get_input_embeddings(self) -> nn.Module:
         return self.ctal.text_encoder.word_embeddings

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def pretrain(
         if tokenizer is None:
             if resume:
                 raise InputError("--resume: repeat the command that began the run, with its --tokenizer or --from")
-            raise InputError("--tokenizer is missing: train one with `ctal tokenizer STORE TOKENIZER`")
+            raise InputError("--tokenizer is missing: train one with `ctal tokenizer STORE... TOKENIZER`")
         processor = new_processor(tokenizer, architecture or {})
         torch.manual_seed(config.seed)
         model = new_model(size, processor, architecture or {})
@@ -92,6 +93,7 @@ def pretrain(
     for note in objective.notes():
         progress.note(note)
     train(objective, config, out, resume=resume, progress=progress)
+    model.forget_passes()
     evaluation = evaluate_model(stores, out / "model") if diagnosed else None
     if evaluation is not None:
         write_json(out / "evaluation.json", evaluation)
@@ -162,32 +164,35 @@ def size_of(folder: Path) -> str:
     return CtalConfig.from_pretrained(folder).size
 
 
-def make_tokenizer(source: Path, out: Path, vocab_size: int) -> int:
-    """Trains a tokenizer on a store's transcripts, its test part left out, or on a text file's lines.
+def make_tokenizer(sources: Sequence[Path], out: Path, vocab_size: int) -> int:
+    """Trains a tokenizer on the transcripts of stores, their test parts left out, and on the lines of text files.
 
-    Returns its size. Raises `InputError` where `source` is neither, or `out` exists and is not empty.
+    Returns its size. Raises `InputError` where one of `sources` is neither, or `out` exists and is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not empty; choose another folder")
-    if source.is_file():
-        try:
-            lines: Iterable[str] = source.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{source}: not a text file in UTF-8; give a store or a text file") from None
-    else:
-        store = Store(source)
-        rows = [row for row, split in enumerate(store.index.splits) if split in (None, "train")]
-        lines = (text for row in rows if (text := store.read(row).text))
-    tokenizer = train_tokenizer(lines, vocab_size)
+    tokenizer = train_tokenizer(chain.from_iterable([_lines_of(source) for source in sources]), vocab_size)
     with folder_aside(out) as folder:
         tokenizer.save_pretrained(folder)
     return len(tokenizer)
 
 
+def _lines_of(source: Path) -> Iterable[str]:
+    """Raises `InputError` at once where `source` is neither a store nor a text file."""
+    if source.is_file():
+        try:
+            return source.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{source}: not a text file in UTF-8; give a store or a text file") from None
+    store = Store(source)
+    rows = [row for row, split in enumerate(store.index.splits) if split in (None, "train")]
+    return (text for row in rows if (text := store.read(row).text))
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; raises `InputError` where there is none, or its special ids are not ours."""
     if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder}: no tokenizer there; train one with `ctal tokenizer STORE TOKENIZER`")
+        raise InputError(f"{folder}: no tokenizer there; train one with `ctal tokenizer STORE... TOKENIZER`")
     with loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     for expected, token in enumerate(SPECIAL_TOKENS):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from ctal.packing import FramesToPredict, PretrainingBatch, Selection, TokensToPredict
 
 KEPT = 128
-"""Recordings at a time. What they compute with is the same memory; each has its own inputs."""
+"""Recordings at a time. They share the memory of what they compute; each has its own inputs."""
 
 Losses = Callable[[PretrainingBatch, Tensor], Tensor]
 """A filled batch and (2,) counts → (2,) losses."""
+
+
+class _Graph(Protocol):
+    def replay(self) -> None: ...
 
 
 def can_record(device: torch.device) -> bool:
@@ -31,9 +35,9 @@ def can_record(device: torch.device) -> bool:
 class _Recording:
     """Of one set of sizes."""
 
-    forward: torch.cuda.CUDAGraph
-    backward: torch.cuda.CUDAGraph
-    inputs: list[Tensor]
+    inputs: Sequence[Tensor]
+    forward: _Graph
+    backward: _Graph
     losses: Tensor
     gradient: Tensor
     """Of the losses, (2,), which the backward pass begins with."""
@@ -50,14 +54,15 @@ class RecordedPasses:
         self._recordings: dict[tuple[object, ...], _Recording] = {}
         self._memory = None
         self.turn = 0
-        """Number of the last forward pass, whose activations are in the memory that all share."""
+        """Which forward pass the activations in the memory that all share are of."""
 
     def __call__(self, batch: PretrainingBatch, counts_2: Tensor) -> Tensor:
         """(2,) losses; their `backward` adds to the parameters' `grad`, once, before the next call."""
         inputs = [*_tensors_of(batch), counts_2]
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        device = counts_2.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         # Longest lengths follow from these.
-        key = (dtype, *(each.shape for each in inputs))
+        key = (dtype, *((each.dtype, each.shape) for each in inputs))
         recording = self._recordings.pop(key, None) or self._record(batch, inputs, dtype)
         self._recordings[key] = recording  # as the last of the dictionary
         if len(self._recordings) > KEPT:
@@ -69,7 +74,7 @@ class RecordedPasses:
         return losses
 
     def hold_gradients(self) -> None:
-        """Has the parameters' gradients lie where the recordings add to them."""
+        """Has the parameters' gradients lie where the recordings add to them; those that there are not become 0."""
         if not self._gradients:
             self._parameters = [each for each in self._all_parameters() if each.requires_grad]
             self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -90,15 +95,19 @@ class RecordedPasses:
 
         def losses() -> Tensor:
             # Copies of weights that autocast keeps for later would be those of this moment.
-            with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
+            with torch.autocast(counts_2.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
                 return self._losses(batch, counts_2)
 
+        self.hold_gradients()
+        return _Recording(inputs, *self._capture(losses))
+
+    def _capture(self, losses: Callable[[], Tensor]) -> tuple[_Graph, _Graph, Tensor, Tensor]:
+        """Graphs of both passes, and where the one leaves the losses, and the other finds their gradient."""
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
-        self.hold_gradients()
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # Draws of dropout must not depend on when something is recorded.
-        with torch.random.fork_rng(devices=[counts_2.device]):
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()]):
             self._make_ready(losses)
             # In a thread of its own a loader may ask for pinned memory meanwhile.
             with torch.cuda.graph(forward, self._memory, capture_error_mode="thread_local"):
@@ -106,7 +115,7 @@ class RecordedPasses:
             gradient = torch.ones_like(recorded)
             with torch.cuda.graph(backward, self._memory, capture_error_mode="thread_local"):
                 torch.autograd.backward(recorded, gradient)
-        return _Recording(forward, backward, list(inputs), recorded.detach(), gradient)
+        return forward, backward, recorded.detach(), gradient
 
     def _make_ready(self, losses: Callable[[], Tensor]) -> None:
         """Does once what is done at the first use of anything, such as to compile it, which cannot be recorded."""
@@ -129,7 +138,9 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
         if ctx.turn != ctx.passes.turn:
-            raise RuntimeError("record_passes: the model was called again before the backward pass of an earlier call")
+            raise RuntimeError(
+                "record_passes: no backward pass is left of this call, since it has run, or the model was called again"
+            )
         ctx.recording.gradient.copy_(gradients[0])
         ctx.passes.hold_gradients()
         ctx.recording.backward.replay()
