@@ -135,4 +135,4 @@ def write_store(folder: Path, seconds: Sequence[float]) -> None:
     write_recordings(folder / "recordings", seconds)
     store = folder / "store"
     prepare_store(get_corpus("folder").prepare(folder / "recordings"), store, corpus="made up", workers=1)
-    make_tokenizer(store, folder / "tokenizer", 300)
+    make_tokenizer([store], folder / "tokenizer", 300)

@@ -81,7 +81,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     store, tokenizer = folder / "store", folder / "tokenizer"
     prepare_store(get_corpus("manifest").prepare(manifest), store, corpus="tiny", workers=1)
-    make_tokenizer(store, tokenizer, 280)
+    make_tokenizer([store], tokenizer, 280)
     return TinyCorpus(manifest, store, tokenizer)
 
 
@@ -146,7 +146,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Labelled:
         ]
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
         prepare_store(get_corpus("manifest").prepare(manifest), folder / name, corpus="tones", workers=1)
-    make_tokenizer(folder / "store", folder / "tokenizer", 280)
+    make_tokenizer([folder / "store"], folder / "tokenizer", 280)
     config = make_config(PretrainConfig, NANO, {"steps": 4})
     architecture = {"frame_stack": 2, "hidden_dropout_prob": 0}
     pretrain(

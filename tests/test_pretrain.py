@@ -17,6 +17,7 @@ from transformers import AutoModelForPreTraining, AutoProcessor
 from conftest import NANO, Cli, TinyCorpus, losses, pretrain_arguments
 from ctal import CtalConfig, CtalForPreTraining, CtalModel, CtalProcessor, objective
 from ctal.batching import Corpus, hold_out
+from ctal.console import TrainingProgress
 from ctal.corpora import Utterance
 from ctal.errors import InputError
 from ctal.heard import Heard
@@ -365,11 +366,28 @@ def test_a_tokenizer_of_a_store_equals_that_of_its_text_and_its_test_part_is_lef
     ]
     prepare_store(utterances, tmp_path / "store", corpus="split", workers=1)
     (tmp_path / "lines.txt").write_text("hello hello world\nworld again\n")
-    size = make_tokenizer(tmp_path / "store", tmp_path / "one", 290)
-    assert make_tokenizer(tmp_path / "lines.txt", tmp_path / "other", 290) == size
+    size = make_tokenizer([tmp_path / "store"], tmp_path / "one", 290)
+    assert make_tokenizer([tmp_path / "lines.txt"], tmp_path / "other", 290) == size
     one, other = (load_tokenizer(tmp_path / name) for name in ("one", "other"))
     assert one.get_vocab() == other.get_vocab()
     assert not any("secre" in token for token in one.get_vocab())
+
+
+def test_a_tokenizer_of_several_sources_is_that_of_all_their_text(tiny: TinyCorpus, tmp_path: Path, ctal: Cli) -> None:
+    texts = [json.loads(line)["text"] for line in tiny.manifest.read_text().splitlines()]
+    (tmp_path / "more.txt").write_text("zebra zebra zebras " * 9)
+    (tmp_path / "all.txt").write_text("\n".join([*filter(None, texts), "zebra zebra zebras " * 9]))
+    for sources, out in (((tiny.store, tmp_path / "more.txt"), "of two"), ((tmp_path / "all.txt",), "of one")):
+        assert ctal("tokenizer", *sources, tmp_path / out, "--vocab-size", 290).code == 0
+    two, one = (load_tokenizer(tmp_path / name) for name in ("of two", "of one"))
+    assert two.get_vocab() == one.get_vocab()
+    assert any("zeb" in token for token in two.get_vocab())
+
+
+def test_a_tokenizer_never_goes_where_the_last_of_the_stores_is(tiny: TinyCorpus, ctal: Cli) -> None:
+    finished = ctal("tokenizer", tiny.store, tiny.store, "--vocab-size", 290)
+    assert finished.code == 2
+    assert finished.errors.startswith(f"ctal: {tiny.store}: exists and is not empty; choose another folder")
 
 
 def test_a_tokenizer_with_other_special_ids_is_refused(tiny: TinyCorpus, tmp_path: Path) -> None:
@@ -389,7 +407,7 @@ def test_a_tokenizer_with_other_special_ids_is_refused(tiny: TinyCorpus, tmp_pat
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(bytes(range(256)))
     with pytest.raises(InputError) as error:
-        make_tokenizer(tmp_path / "noise", tmp_path / "tokenizer", 300)
+        make_tokenizer([tmp_path / "noise"], tmp_path / "tokenizer", 300)
     assert "not a text file in UTF-8" in refusal(error)
 
 
@@ -432,3 +450,15 @@ def test_a_per_cent_of_either_loss_counts_as_much_in_the_best_checkpoint(tiny: T
     assert objective.score({"loss": 0.6, "text_loss": 0.0, "audio_loss": 0.6}) < objective.score(
         {"loss": 0.7, "text_loss": 0.0, "audio_loss": 0.7}
     )
+
+
+def test_a_loss_of_nothing_that_was_masked_is_not_told(capfd: pytest.CaptureFixture[str]) -> None:
+    progress = TrainingProgress()
+    progress.start(0, 1)
+    progress.step(1, 10.0, {"loss": 0.5, "text_loss": 0.0, "audio_loss": 0.5})
+    progress.validated(1, {"loss": 0.0, "text_loss": 0.0, "error": 0.0})
+    progress.stop()
+    said = capfd.readouterr().err
+    assert "loss 0.5000, audio_loss 0.5000, 10 s of audio a second" in said
+    assert "held out after step 1: loss 0.0000, error 0.0000" in said
+    assert "text_loss" not in said

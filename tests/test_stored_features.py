@@ -117,7 +117,10 @@ def test_features_of_other_recordings_are_refused_with_the_mend(tiny: TinyCorpus
 
 def test_the_command_names_what_is_wrong_and_what_it_wrote(ctal: Cli, store: Path, tmp_path: Path) -> None:
     assert f"written, {len(Store(store))} utterances" in ctal("features", store).output
-    assert "up to date" in ctal("features", store).output
+    other = shutil.copytree(store, tmp_path / "other", ignore=shutil.ignore_patterns("features"))
+    first, second = ctal("features", store, other).output.splitlines()
+    assert f"{store / 'features' / 'mel-1-cmvn'}: up to date" in first
+    assert f"{other / 'features' / 'mel-1-cmvn'}: written" in second
     assert (store / "features" / "mel-1-cmvn").is_dir()
     assert "written" in ctal("features", store, "--cmvn", "fixed").output
     assert (store / "features" / "mel-1-fixed").is_dir()

@@ -514,7 +514,7 @@ def test_a_resumed_run_must_have_the_same_tokenizer(tiny: TinyCorpus, tmp_path: 
     config = config_of(steps=2)
     other = objective_of(tiny, config)
     (tmp_path / "lines.txt").write_text("quite other words that make quite other pieces of words\n")
-    make_tokenizer(tmp_path / "lines.txt", tmp_path / "tokenizer", 290)
+    make_tokenizer([tmp_path / "lines.txt"], tmp_path / "tokenizer", 290)
     other.processor.tokenizer = load_tokenizer(tmp_path / "tokenizer")
     assert "tokenizer is" in refusal(lambda: train(other, config, tmp_path / "run", resume=True))
 

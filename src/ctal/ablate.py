@@ -343,7 +343,7 @@ def run_plan(
 
     Args:
         stores: Task → what it is fine-tuned and judged on.
-        tokenizer: Its folder; None trains one on the first of `pretraining_stores`.
+        tokenizer: Its folder; None trains one on `pretraining_stores`.
         jobs: Trainings at a time; None: one on each GPU, or as many as cores and memory have room for.
         shard: (i, n): the i-th of n parts of the fine-tunings, from 1, in an order that mixes variants and seeds.
             Parts that share a workspace share pre-trainings.
@@ -454,7 +454,7 @@ def _results(
         if not made.is_file():
             with _alone(tokenizer):
                 if not made.is_file():  # by another shard meanwhile
-                    make_tokenizer(Path(pretraining_stores[0]), tokenizer, plan.vocab_size)
+                    make_tokenizer(pretraining_stores, tokenizer, plan.vocab_size)
     load_tokenizer(tokenizer)
     vocabulary = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     results = []

@@ -105,7 +105,7 @@ def prepare(
 
 @app.command()
 def features(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A prepared store.")],
+    stores: StoresArgument,
     model: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Analyse as this model does; by default as a new one.")
     ] = None,
@@ -116,9 +116,9 @@ def features(
     pitch: Annotated[bool, typer.Option("--pitch", help="For a new model with --set pitch=true.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
 ) -> None:
-    """Compute the features of a store's recordings once and keep them in STORE/features, 92 MB an hour.
+    """Compute the features of stores' recordings once and keep them in each STORE/features, 92 MB an hour.
 
-    Every training and evaluation on the store then reads them instead of decoding recordings, with the same results.
+    Every training and evaluation on them then reads these instead of decoding recordings, with the same results.
     Worth it where the processors are busy, as beside a GPU, and with several folds; within a training, small corpora
     are kept in memory anyway (`cache_megabytes` in `ctal settings`). Interrupted, run it again: it goes on where it
     stopped.
@@ -135,27 +135,26 @@ def features(
     if model and asked:
         raise InputError(f"--{next(iter(asked))}: a model has its own features; leave it out with --model")
     extractor = (load_processor(model).feature_extractor if model else new_extractor(asked)).uncentred
-    with bar("analysing") as progress:
-        summary = write_features(
-            Store(store), extractor.analysis, extractor.features, workers=workers, progress=progress
-        )
-    done = "up to date" if summary.up_to_date else "written"
-    print(f"{summary.path}: {done}, {summary.utterances} utterances, {summary.megabytes:,.0f} MB")
+    for store in [Store(path) for path in stores]:
+        with bar("analysing") as progress:
+            summary = write_features(store, extractor.analysis, extractor.features, workers=workers, progress=progress)
+        done = "up to date" if summary.up_to_date else "written"
+        print(f"{summary.path}: {done}, {summary.utterances} utterances, {summary.megabytes:,.0f} MB")
 
 
 @app.command()
 def tokenizer(
-    source: Annotated[Path, typer.Argument(metavar="STORE", help="A prepared store, or a text file.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Prepared stores, or text files.")],
     out: Annotated[Path, typer.Argument(metavar="TOKENIZER", help="Folder to write.")],
     vocab_size: Annotated[int, typer.Option(help="Entries; a few hundred for minutes of speech.")] = 30_000,
 ) -> None:
-    """Train a byte-level BPE tokenizer on the transcripts of a store, or on the lines of a text file.
+    """Train a byte-level BPE tokenizer on the transcripts of stores, and on the lines of text files.
 
     Example: `ctal tokenizer my-store my-tokenizer --vocab-size 1000`
     """
     from ctal.pretrain import make_tokenizer
 
-    entries = make_tokenizer(source, out, vocab_size)
+    entries = make_tokenizer(sources, out, vocab_size)
     fewer = f", and not {vocab_size}: the text has no more to merge" if entries < vocab_size else ""
     print(f"{out}: {entries} entries{fewer}")
 

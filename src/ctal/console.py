@@ -82,4 +82,6 @@ class TrainingProgress:
 
 
 def _joined(values: Metrics) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    # A part of a loss that is exactly 0 is a sum over nothing, such as masked words where there is no transcript.
+    told = {name: value for name, value in values.items() if value != 0 or not name.endswith("_loss")}
+    return ", ".join(f"{name} {value:.4f}" for name, value in told.items())

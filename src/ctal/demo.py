@@ -83,7 +83,7 @@ def run_demo(out: Path, *, steps: int | None, progress: Progress) -> None:
         progress.note(f"{pretrained}: was trained on another corpus; it is trained anew")
         shutil.rmtree(tokenizer, ignore_errors=True)
     if not (tokenizer / "tokenizer.json").is_file():
-        make_tokenizer(store, tokenizer, VOCAB_SIZE)
+        make_tokenizer([store], tokenizer, VOCAB_SIZE)
     fast = {"precision": fast_precision()}
     config = make_config(PretrainConfig, PRETRAINING[SIZE], RECIPE, fast, {} if steps is None else {"steps": steps})
     if _discard_if(pretrained, lambda run: run["steps"] < config.steps):
