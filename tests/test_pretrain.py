@@ -384,6 +384,19 @@ def test_a_tokenizer_of_several_sources_is_that_of_all_their_text(tiny: TinyCorp
     assert any("zeb" in token for token in two.get_vocab())
 
 
+def test_a_tokenizer_counts_no_source_twice_and_names_one_that_is_not_there(
+    tiny: TinyCorpus, tmp_path: Path, ctal: Cli
+) -> None:
+    for sources, said in (
+        ((tiny.store, tiny.store), f"{tiny.store}: is given twice; name each store once"),
+        ((tiny.store, tmp_path / "nope.txt"), f"{tmp_path / 'nope.txt'}: no such store or text file"),
+    ):
+        finished = ctal("tokenizer", *sources, tmp_path / "tokenizer", "--vocab-size", 290)
+        assert finished.code == 2
+        assert finished.errors.startswith(f"ctal: {said}")
+        assert not (tmp_path / "tokenizer").exists()
+
+
 def test_a_tokenizer_never_goes_where_the_last_of_the_stores_is(tiny: TinyCorpus, ctal: Cli) -> None:
     finished = ctal("tokenizer", tiny.store, tiny.store, "--vocab-size", 290)
     assert finished.code == 2

@@ -37,10 +37,15 @@ Model = TypeVar("Model", bound=CtalPreTrainedModel)
 
 def open_corpus(stores: Sequence[Path]) -> Corpus:
     """One or several stores as one table; raises `InputError` for a path that is not a store, or is given twice."""
-    for number, path in enumerate(stores):
-        if any(path.resolve() == other.resolve() for other in stores[:number]):
-            raise InputError(f"{path}: is given twice; name each store once")
+    refuse_twice(stores)
     return Corpus([Store(path) for path in stores])
+
+
+def refuse_twice(paths: Sequence[Path]) -> None:
+    """Raises `InputError` for a path that is given twice."""
+    for number, path in enumerate(paths):
+        if any(path.resolve() == other.resolve() for other in paths[:number]):
+            raise InputError(f"{path}: is given twice; name each store once")
 
 
 class CorpusObjective(Generic[Model, Config]):

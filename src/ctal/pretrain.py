@@ -28,7 +28,7 @@ from ctal.heard import Heard
 from ctal.masking import IGNORED
 from ctal.model_folders import WEIGHTS, architecture_of, load_whole, loading
 from ctal.modeling_ctal import CtalForPreTraining
-from ctal.objective import CorpusObjective, corpus_features, environment, open_corpus, refuse_some_of
+from ctal.objective import CorpusObjective, corpus_features, environment, open_corpus, refuse_some_of, refuse_twice
 from ctal.processing_ctal import CtalProcessor, longest_window
 from ctal.recipes import PretrainConfig, make_config
 from ctal.store import Store
@@ -167,8 +167,10 @@ def size_of(folder: Path) -> str:
 def make_tokenizer(sources: Sequence[Path], out: Path, vocab_size: int) -> int:
     """Trains a tokenizer on the transcripts of stores, their test parts left out, and on the lines of text files.
 
-    Returns its size. Raises `InputError` where one of `sources` is neither, or `out` exists and is not empty.
+    Returns its size. Raises `InputError` where one of `sources` is neither, or is given twice, or `out` exists and is
+    not empty.
     """
+    refuse_twice(sources)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not empty; choose another folder")
     tokenizer = train_tokenizer(chain.from_iterable([_lines_of(source) for source in sources]), vocab_size)
@@ -184,6 +186,10 @@ def _lines_of(source: Path) -> Iterable[str]:
             return source.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
             raise InputError(f"{source}: not a text file in UTF-8; give a store or a text file") from None
+        except OSError as error:
+            raise InputError(f"{source}: cannot be read ({error.strerror})") from None
+    if not source.exists():
+        raise InputError(f"{source}: no such store or text file")
     store = Store(source)
     rows = [row for row, split in enumerate(store.index.splits) if split in (None, "train")]
     return (text for row in rows if (text := store.read(row).text))
